@@ -1,0 +1,283 @@
+"""CoNLL columns to DocBin: one Doc per document, with sentence starts, entities, part-of-speech tags and chunks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import spacy
+import tqdm
+import typer
+from spacy.tokens import Doc, DocBin, Span, SpanGroup
+from spacy.vocab import Vocab
+from wasabi import msg
+
+from scripts.steps import SPLITS, StepError, claim, read_json, run, sha256, staged, write_json
+
+COLUMNS = {
+    2: "token, entity",
+    3: "token, part of speech, entity",
+    4: "token, part of speech, chunk, entity",
+}
+ABSENT = {"_", "-", "-X-"}  # what corpora write where a column has no value
+MARK = "-DOCSTART-"
+SENTENCES_PER_DOC = 10  # of a corpus that marks no documents; as `spacy convert -n 10`
+DOCS_FOR_DEBUG = 100  # `spacy debug data` refuses a smaller training corpus
+
+
+class Token(NamedTuple):
+    """One row of a CoNLL file; tags in IOB2, empty where the file has no such column or no value."""
+
+    text: str
+    entity: str
+    pos: str = ""
+    chunk: str = ""
+
+
+Sentence = list[Token]
+Document = list[Sentence]
+
+
+@dataclass
+class Conll:
+    """The contents of a CoNLL file, and what was found on the way.
+
+    documents (list[Document]): Never empty; nor are its documents and their sentences.
+    marked (bool): Whether -DOCSTART- lines separate the documents. If not, there is one document.
+    columns (int): 2, 3 or 4.
+    schemes (dict[str, str]): "IOB1", "IOB2" or "mixed", of the entities and, with 4 columns, of the chunks.
+    stray (dict[str, list[int]]): Line numbers of spans that begin with I- where the file's scheme, IOB2, wants B-.
+    """
+
+    documents: list[Document]
+    marked: bool
+    columns: int
+    schemes: dict[str, str] = field(default_factory=dict)
+    stray: dict[str, list[int]] = field(default_factory=dict)
+
+
+def read_conll(path: Path) -> Conll:
+    """Read a CoNLL file: 2 to 4 columns (see COLUMNS) separated by spaces or tabs, blank lines between sentences.
+
+    A byte-order mark, CRLF, blank lines more than needed and a missing last newline are understood. IOB1 and IOB2 are
+    told apart by whether spans begin with I- or B- (Tjong Kim Sang & Veenstra 1999) and normalised to IOB2.
+
+    path (Path): A file in UTF-8.
+    RAISES (StepError): If the file is not like that, naming the line.
+    """
+    columns = 0
+    marked = False
+    documents: list[list[list[tuple[int, list[str]]]]] = [[[]]]
+    for number, line in enumerate(_decode(path).split("\n"), start=1):
+        line = line.strip(" \r")
+        if not line or line.isspace():
+            documents[-1].append([])
+            continue
+        cells = line.split("\t") if "\t" in line else re.split(" +", line)
+        if cells[0].startswith(MARK):
+            marked = True
+            documents.append([[]])
+            continue
+        columns = columns or len(cells)
+        _check_cells(cells, columns, path, number)
+        documents[-1][-1].append((number, cells))
+    whole = [[s for s in document if s] for document in documents]
+    sentences = [sentence for document in whole for sentence in document]
+    if not sentences:
+        raise StepError(f"{path} holds no sentence.", "Check that this is the right file and that it was copied whole.")
+    conll = Conll([], marked, columns)
+    tags = {"entity": _normalise("entity", sentences, -1, conll, path)}
+    if columns == 4:
+        tags["chunk"] = _normalise("chunk", sentences, 2, conll, path)
+    for document in whole:
+        if document:
+            conll.documents.append([])
+        for sentence in document:
+            conll.documents[-1].append(
+                [
+                    Token(
+                        cells[0],
+                        tags["entity"][number],
+                        cells[1] if columns > 2 and cells[1] not in ABSENT else "",
+                        tags["chunk"][number] if columns == 4 else "",
+                    )
+                    for number, cells in sentence
+                ]
+            )
+    return conll
+
+
+def _decode(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise StepError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}).",
+            f"Convert the file first, for example: iconv -f latin1 -t utf8 {path.name} > {path.stem}.utf8",
+        ) from error
+
+
+def _check_cells(cells: list[str], columns: int, path: Path, number: int) -> None:
+    if len(cells) not in COLUMNS or len(cells) != columns:
+        known = "; ".join(f"{n}: {names}" for n, names in COLUMNS.items())
+        wanted = f"the first row has {columns}" if len(cells) != columns else "2 to 4 are understood"
+        raise StepError(
+            f"{path}, line {number}: {len(cells)} column{'s' * (len(cells) != 1)} where {wanted}.",
+            f"Every row needs the same columns, separated by single spaces or tabs ({known}).",
+        )
+    if any(not cell or cell.isspace() for cell in cells) or "\r" in cells[0] or re.search(r"\s", "".join(cells[1:])):
+        raise StepError(
+            f"{path}, line {number}: an empty cell, or white space inside one.",
+            "Give every column a value: _ where there is none. A token cannot be white space only.",
+        )
+
+
+def _normalise(
+    name: str, sentences: list[list[tuple[int, list[str]]]], column: int, conll: Conll, path: Path
+) -> dict[int, str]:
+    """The IOB2 tag of each line. Notes in `conll` which scheme was found."""
+    opened: dict[str, list[int]] = {"B": [], "I": []}  # lines where a span opens and nothing of its type goes before
+    tags = {}
+    for sentence in sentences:
+        previous = "O"
+        for number, cells in sentence:
+            tag = cells[column]
+            if tag in ABSENT and name == "chunk":
+                tags[number] = ""
+                previous = "O"
+                continue
+            if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
+                raise StepError(
+                    f"{path}, line {number}: {name} tag {tag!r} is neither O nor B-TYPE nor I-TYPE.",
+                    "Write the column in IOB1 or IOB2; from BIOES or BILUO, S- and U- become B-, E- and L- become I-.",
+                )
+            tags[number] = tag
+            if tag != "O" and (previous == "O" or previous[2:] != tag[2:]):
+                opened[tag[0]].append(number)
+                tags[number] = f"B-{tag[2:]}"
+            previous = tag
+    conll.schemes[name] = "IOB2" if not opened["I"] else "IOB1" if not opened["B"] else "mixed"
+    conll.stray[name] = opened["I"] if conll.schemes[name] == "mixed" else []
+    return tags
+
+
+def write_conll(path: Path, documents: Iterable[Document]) -> None:
+    """Write documents so that `read_conll` gives the same: four columns, or two where no token has a tag or chunk."""
+    documents = list(documents)
+    tokens = [token for document in documents for sentence in document for token in sentence]
+    wide = any(token.pos or token.chunk for token in tokens)
+    separator = "\t" if any(" " in token.text for token in tokens) else " "
+    with path.open("w", encoding="utf8", newline="\n") as file:
+        for document in documents:
+            file.write(separator.join([MARK, *(["_", "_"] if wide else []), "O"]) + "\n\n")
+            for sentence in document:
+                for token in sentence:
+                    middle = [token.pos or "_", token.chunk or "_"] if wide else []
+                    file.write(separator.join([token.text, *middle, token.entity]) + "\n")
+                file.write("\n")
+
+
+def count(documents: Iterable[Document]) -> dict[str, Any]:
+    """Numbers of documents, sentences, tokens, and entities by label (sorted)."""
+    documents = list(documents)
+    sentences = [sentence for document in documents for sentence in document]
+    entities = Counter(t.entity[2:] for sentence in sentences for t in sentence if t.entity.startswith("B-"))
+    return {
+        "documents": len(documents),
+        "sentences": len(sentences),
+        "tokens": sum(map(len, sentences)),
+        "entities": dict(sorted(entities.items())),
+    }
+
+
+def make_doc(vocab: Vocab, document: Document) -> Doc:
+    """A Doc with sentence starts, entities, `token.tag_`, and the chunks in `doc.spans["chunks"]`.
+
+    The files do not tell where spaces were: the Doc says so (`has_unknown_spaces`), and spaCy keeps its tokens.
+    """
+    tokens = [token for sentence in document for token in sentence]
+    doc = Doc(
+        vocab,
+        words=[token.text for token in tokens],
+        tags=[token.pos for token in tokens] if any(token.pos for token in tokens) else None,
+        sent_starts=[i == 0 for sentence in document for i in range(len(sentence))],
+        ents=[token.entity for token in tokens],
+    )
+    starts = [i for i, token in enumerate(tokens) if token.chunk.startswith("B-")]
+    if starts:
+        doc.spans["chunks"] = SpanGroup(doc, name="chunks", spans=[_span(doc, tokens, start) for start in starts])
+    return doc
+
+
+def _span(doc: Doc, tokens: list[Token], start: int) -> Span:
+    end = start + 1
+    while end < len(tokens) and tokens[end].chunk.startswith("I-"):
+        end += 1
+    return Span(doc, start, end, label=tokens[start].chunk[2:])
+
+
+def group(document: Document) -> list[Document]:
+    """Cut the sentences of a corpus without documents into groups that still number DOCS_FOR_DEBUG if possible."""
+    size = max(1, min(SENTENCES_PER_DOC, len(document) // DOCS_FOR_DEBUG))
+    return [document[i : i + size] for i in range(0, len(document), size)]
+
+
+def convert(
+    assets: Annotated[Path, typer.Argument(help="Folder with train.conll, dev.conll and test.conll", exists=True)],
+    corpus: Annotated[Path, typer.Argument(help="Folder for the .spacy files and origin.json", file_okay=False)],
+) -> None:
+    """Convert a corpus in CoNLL columns to DocBin."""
+    claim(corpus, "origin.json")
+    splits = {split: read_conll(assets / f"{split}.conll") for split in SPLITS}
+    counts: dict[str, dict[str, Any]] = {}
+    vocab = spacy.blank("en").vocab
+    with staged(corpus) as folder:
+        for split, conll in splits.items():
+            documents = conll.documents if conll.marked else group(conll.documents[0])
+            counts[split] = count(documents) | {
+                "columns": COLUMNS[conll.columns].split(", "),
+                "documents_marked": conll.marked,
+                "schemes": conll.schemes,
+                "spans_repaired": {name: len(lines) for name, lines in conll.stray.items()},
+            }
+            for name, lines in conll.stray.items():
+                if lines:
+                    msg.warn(
+                        f"{assets / split}.conll, line {lines[0]}: {name} begins with I- though the file is in IOB2; "
+                        f"read as B-, here and {len(lines) - 1} more times."
+                    )
+            docs = (make_doc(vocab, document) for document in documents)
+            bar = tqdm.tqdm(docs, desc=split, total=len(documents), unit="doc", disable=None)
+            DocBin(store_user_data=True, docs=bar).to_disk(folder / f"{split}.spacy")
+        labels = {split: set(counts[split]["entities"]) for split in SPLITS}
+        if not labels["train"]:
+            raise StepError(f"{assets}/train.conll marks no entity: nothing can be learnt.", "Annotate some: B-TYPE.")
+        for split in ("dev", "test"):
+            if labels[split] - labels["train"]:
+                unseen = ", ".join(sorted(labels[split] - labels["train"]))
+                msg.warn(f"{assets}/{split}.conll has labels that training never sees: {unseen}")
+        if counts["train"]["documents"] < DOCS_FOR_DEBUG:
+            msg.warn(
+                f"Only {counts['train']['documents']} training documents; `spacy debug data` wants {DOCS_FOR_DEBUG}.",
+                "Annotate more, or leave out -DOCSTART- lines, or run the steps after `debug` one by one.",
+            )
+        files = {split: sha256(folder / f"{split}.spacy") for split in SPLITS}
+        origin = read_json(assets / "corpus.json")
+        write_json(folder / "origin.json", {"corpus": origin, "counts": counts, "sha256": files})
+    numbers = ("documents", "sentences", "tokens")
+    rows = [
+        (split, *(f"{counts[split][n]:,}" for n in numbers), ", ".join(f"{k} {v:,}" for k, v in c["entities"].items()))
+        for split, c in counts.items()
+    ]
+    msg.table(rows, header=("split", *numbers, "entities"), divider=True, aligns=("l", "r", "r", "r", "l"))
+    msg.good(f"Wrote {corpus}")
+
+
+if __name__ == "__main__":
+    run(convert)

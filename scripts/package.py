@@ -1,0 +1,148 @@
+"""Prepare a trained pipeline for `spacy package`: a copy with meta data, model card, and no path of this machine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from thinc.api import Config
+from wasabi import msg
+
+from scripts.steps import read_json, run, staged, write_json
+
+# What is known of corpora and encoders; others are named only.
+SOURCES: dict[str, dict[str, str]] = {
+    "conll2003": {
+        "name": "CoNLL-2003, English",
+        "url": "https://www.clips.uantwerpen.be/conll2003/ner/",
+        "author": "Erik F. Tjong Kim Sang and Fien De Meulder; texts by Reuters",
+        "license": "research only",
+    },
+    "sample": {"name": "sample corpus of this project", "author": "the project", "license": "CC0-1.0"},
+    "bert-base-uncased": {
+        "name": "bert-base-uncased",
+        "url": "https://huggingface.co/google-bert/bert-base-uncased",
+        "author": "Jacob Devlin and others, Google",
+        "license": "Apache-2.0",
+    },
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "name": "all-MiniLM-L6-v2",
+        "url": "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+        "author": "Sentence Transformers; MiniLM by Wenhui Wang and others, Microsoft",
+        "license": "Apache-2.0",
+    },
+}
+CARD = """# {package}
+
+{description}
+
+```python
+import spacy
+
+nlp = spacy.load("{package}")
+doc = nlp("My name is Wolfgang and I live in Berlin.")
+print([(ent.text, ent.label_) for ent in doc.ents])
+```
+
+Version {version}. Components: {components}. Labels: {labels}.
+
+## Scores on the test set
+
+| label | precision | recall | F |
+|---|---|---|---|
+{rows}
+
+Scored by `spacy evaluate`: exact spans and labels, sentences found by the pipeline. With the sentences of the corpus,
+as the literature reports it: F {gold_f}. Sentences: F {sents_f}.{tag_acc}
+
+## Training
+
+Corpus: {corpus}: {documents} documents, {sentences} sentences, {tokens} tokens to train on. Encoder: {encoder}.
+{seconds} seconds on {device}; {versions}. Settings: {settings}.
+
+## Limits
+
+It finds the kinds of names, in the kind of text, that its corpus has: expect less on other text. What the licences of
+the corpus and the encoder allow ({licenses}) holds for this pipeline too.
+"""
+
+
+def package(
+    model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
+    metrics: Annotated[Path, typer.Argument(help="Folder with test.json and evaluation.json", exists=True)],
+    staging: Annotated[Path, typer.Argument(help="Folder for the copy that `spacy package` takes")],
+    name: Annotated[str, typer.Option(help="Name of the package, without en_")],
+    version: Annotated[str, typer.Option(help="Version of the package")],
+    license: Annotated[str, typer.Option(help="Licence of the package")],
+) -> None:
+    """Copy a trained pipeline, with description, licence, sources, scores and a model card."""
+    test, evaluation = read_json(metrics / "test.json"), read_json(metrics / "evaluation.json")
+    corpus, encoder = (SOURCES.get(evaluation[key], {"name": evaluation[key]}) for key in ("corpus", "encoder"))
+    with staged(staging) as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        config = Config().from_disk(folder / "config.cfg", interpolate=False)
+        config["paths"] |= {"train": None, "dev": None, "encoder": encoder["name"]}
+        config.to_disk(folder / "config.cfg")
+        meta = read_json(folder / "meta.json") | {
+            "name": name,
+            "version": version,
+            "license": license,
+            "description": f"Named entities in English, by {encoder['name']} fine-tuned on {corpus['name']}.",
+            "sources": [corpus, encoder],
+            "performance": {key: value for key, value in test.items() if key != "speed"},
+        }
+        write_json(folder / "meta.json", meta)
+        (folder / "README.md").write_text(card(meta, test, evaluation), encoding="utf8")
+    msg.good(f"Prepared {staging}")
+
+
+def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    """The model card, in Markdown.
+
+    meta (dict[str, Any]): Of the package.
+    test (dict[str, Any]): As `spacy evaluate` writes it.
+    evaluation (dict[str, Any]): As the step evaluate writes it.
+    """
+    corpus, encoder = meta["sources"]
+    counts, training = evaluation["counts"]["train"], evaluation["training"]
+    return CARD.format(
+        package=f"en_{meta['name']}",
+        version=meta["version"],
+        description=meta["description"],
+        components=", ".join(meta["pipeline"]),
+        labels=", ".join(sorted(meta["labels"]["ner"])),
+        rows="\n".join(f"| {' | '.join(row)} |" for row in score_rows(test)),
+        gold_f=percent(evaluation["test"]["gold_sentences"]["ents_f"]),
+        sents_f=percent(test["sents_f"]),
+        tag_acc=f" Part-of-speech tags: accuracy {percent(test['tag_acc'])}." if test.get("tag_acc") else "",
+        corpus=corpus["name"],
+        encoder=encoder["name"],
+        licenses="; ".join(
+            f"{source['name']}: {source.get('license', 'see its origin')}" for source in (corpus, encoder)
+        ),
+        seconds=training["seconds"],
+        device=training["device"],
+        versions=", ".join(f"{package} {version}" for package, version in training["versions"].items()),
+        settings=", ".join(f"{key} {value}" for key, value in training["made_from"]["settings"].items()),
+        **{key: f"{counts[key]:,}" for key in ("documents", "sentences", "tokens")},
+    )
+
+
+def score_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Label, precision, recall and F of each kind of entity, by name, then of all.
+
+    test (dict[str, Any]): As `spacy evaluate` writes it.
+    """
+    scores = [*sorted(test["ents_per_type"].items()), ("all", {key: test[f"ents_{key}"] for key in "prf"})]
+    return [(label, *(percent(score[key]) for key in "prf")) for label, score in scores]
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with one decimal, or a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+if __name__ == "__main__":
+    run(package)

@@ -1,0 +1,137 @@
+"""Install the wheel in an empty folder, load it as an application would, and compare it with the trained pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import spacy
+import typer
+from spacy.cli._util import import_code, setup_gpu
+from wasabi import msg
+
+from scripts.package import score_rows
+from scripts.steps import StepError, installed, read_json, run, sha256, write_json
+
+TEXTS = [
+    "My name is Wolfgang and I live in Berlin.",
+    "Angela Merkel met Emmanuel Macron in Paris on Monday.\n\nThe European Union was not represented.",
+    "",
+]
+LOAD = """import json, sys, time
+began = time.perf_counter()
+import spacy
+imported = time.perf_counter()
+nlp = spacy.load(sys.argv[1])
+loaded = time.perf_counter()
+entities = [[[ent.text, ent.label_] for ent in doc.ents] for doc in nlp.pipe(json.loads(sys.argv[2]))]
+print(json.dumps({"entities": entities, "import_seconds": imported - began, "load_seconds": loaded - imported}))
+"""
+
+
+def verify(
+    dist: Annotated[Path, typer.Argument(help="Folder with the wheel", exists=True)],
+    model: Annotated[Path, typer.Argument(help="The pipeline it was made from", exists=True)],
+    test: Annotated[Path, typer.Argument(help="The test set, as a .spacy file", exists=True)],
+    metrics: Annotated[Path, typer.Argument(help="Folder with test.json, for package.json", exists=True)],
+    code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
+    gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
+) -> None:
+    """Check that a wheel gives elsewhere, offline, the entities and scores that the trained pipeline gives here."""
+    wheel = max(dist.glob("*.whl"), key=lambda path: path.stat().st_mtime, default=None)
+    if wheel is None:
+        raise StepError(f"{dist} holds no wheel.", "Run the step package again: python -m spacy project run package")
+    package = wheel.name.split("-")[0]
+    paths = find_paths(wheel, Path.cwd())
+    if paths:
+        raise StepError(f"{wheel.name} holds the path of this project, in {', '.join(paths)}.", "Please report this.")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        target = Path(elsewhere) / "target"
+        _python(
+            [
+                "-m",
+                "pip",
+                "install",
+                "--no-deps",
+                "--no-index",
+                "--quiet",
+                "--target",
+                str(target),
+                str(wheel.resolve()),
+            ]
+        )
+        loaded = json.loads(_python(["-c", LOAD, package, json.dumps(TEXTS)], target))
+        scores = Path(elsewhere) / "scores.json"
+        options = ["--output", str(scores), "--gpu-id", str(gpu_id)]
+        _python(["-m", "spacy", "evaluate", package, str(test.resolve()), *options], target)
+        compare("scores", read_json(scores), read_json(metrics / "test.json"), wheel)
+    setup_gpu(gpu_id, silent=True)
+    import_code(code)
+    nlp = spacy.load(model)
+    here = [[[ent.text, ent.label_] for ent in doc.ents] for doc in nlp.pipe(TEXTS)]
+    compare("entities", dict(zip(TEXTS, loaded["entities"], strict=True)), dict(zip(TEXTS, here, strict=True)), wheel)
+    record = {
+        "wheel": wheel.name,
+        "bytes": wheel.stat().st_size,
+        "sha256": sha256(wheel),
+        **loaded,
+        "texts": TEXTS,
+        "versions": installed(),
+    }
+    write_json(metrics / "package.json", record)
+    tell(wheel, package, read_json(metrics / "test.json"))
+
+
+def _python(arguments: list[str], target: Path | None = None) -> str:
+    """The output of another Python, in another folder, that finds packages in `target` and nothing on the hub."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONPATH": str(target or ""),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-P", "-s", "-W", "ignore", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise StepError(f"The wheel does not work elsewhere: {' '.join(arguments[:3])} failed.", last)
+    return done.stdout
+
+
+def find_paths(wheel: Path, path: Path) -> list[str]:
+    """The files in a wheel that contain a path."""
+    with zipfile.ZipFile(wheel) as files:
+        return [name for name in files.namelist() if str(path.resolve()).encode() in files.read(name)]
+
+
+def compare(what: str, there: dict[str, Any], here: dict[str, Any], wheel: Path) -> None:
+    """Make sure that an installed wheel gives what the trained pipeline gives; speeds apart.
+
+    RAISES (StepError): If not, naming what differs.
+    """
+    differing = [key for key in here if key != "speed" and there.get(key) != here[key]]
+    if differing:
+        key = differing[0]
+        raise StepError(
+            f"{wheel.name}, installed, gives other {what}: {key}: {there.get(key)} instead of {here[key]}.",
+            "Run package and verify again; if it stays so, the wheel lacks a part of the pipeline.",
+        )
+
+
+def tell(wheel: Path, package: str, test: dict[str, Any]) -> None:
+    """Show the scores, and how to use the wheel."""
+    msg.table(score_rows(test), header=("test", "precision", "recall", "F"), divider=True, aligns=("l", "r", "r", "r"))
+    msg.good(f"{wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB) gives the same elsewhere. To use it:")
+    print(f"    pip install {wheel}")
+    example = f'[(ent.text, ent.label_) for ent in spacy.load("{package}")("{TEXTS[0]}").ents]'
+    print(f"    python -c 'import spacy; print({example})'")
+
+
+if __name__ == "__main__":
+    run(verify)

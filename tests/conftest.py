@@ -1,0 +1,111 @@
+"""A tiny random encoder, and one whole run of the project on it that many tests look at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORPUS = [  # documents of sentences of rows: token, part of speech, chunk, entity in IOB2
+    [
+        ["Mira NNP B-NP B-PER", "Solberg NNP I-NP I-PER", "left VBD B-VP O", "Turku NNP B-NP B-LOC", ". . O O"],
+        ["OSLO NNP B-NP B-LOC", "2031-02-07 CD I-NP O"],
+    ],
+    [["Kenya NNP B-NP B-LOC", "beat VBD B-VP O", "Peru NNP B-NP B-LOC", "Malta NNP B-NP B-LOC", "twice RB B-ADVP O"]],
+]
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # before any test imports the hub's client
+
+
+def write_corpus(folder: Path, text: str | None = None) -> Path:
+    """A folder with train.conll, dev.conll and test.conll, all with the same text."""
+    if text is None:
+        blocks = ["\n\n".join("\n".join(sentence) for sentence in document) for document in CORPUS]
+        text = "".join(f"-DOCSTART- -X- -X- O\n\n{block}\n\n" for block in blocks)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.conll").write_text(text, encoding="utf8")
+    return folder
+
+
+def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
+    """An encoder of the architecture of BERT with random weights, and a tokenizer that knows letters only."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf8")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+    )
+    BertModel(config).save_pretrained(folder, safe_serialization=True)
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+
+
+def copy_project(folder: Path) -> Path:
+    """The project's own files, without anything generated, in another folder."""
+    for name in ("assets/sample", "configs", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("project.yml", "requirements-minilm.txt", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder; a package build does not reach for an index."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PIP_NO_INDEX": "1", "COLUMNS": "200"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def words(output: str) -> str:
+    """Output on one line: wasabi breaks messages wherever 80 columns are full."""
+    return " ".join(output.split())
+
+
+class Project:
+    """A copy of the project, run through its own commands on the sample corpus and the tiny encoder."""
+
+    def __init__(self, folder: Path, encoder: Path) -> None:
+        self.folder = folder
+        self.encoder = encoder
+        self.output = ""
+
+    def run(self, command: str, run: str = "tiny", **variables: str) -> subprocess.CompletedProcess[str]:
+        settings = {"run": run, "source": "sample", "encoder": str(self.encoder), "epochs": "1"} | variables
+        options = [part for key, value in settings.items() for part in (f"--vars.{key}", value)]
+        return python("-m", "spacy", "project", "run", command, ".", *options, cwd=self.folder)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Project:
+    """`all`, run once; tests that change something undo it."""
+    project = Project(copy_project(tmp_path_factory.mktemp("project")), tiny_encoder)
+    done = project.run("all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    project.output = done.stdout
+    return project

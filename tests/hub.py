@@ -1,0 +1,216 @@
+"""A stand-in for huggingface.co on 127.0.0.1, so that tests can use the real client libraries without the network.
+
+Emulated is what huggingface_hub, datasets and transformers ask for when they read a public repository:
+
+- ``/api/{models,datasets}/<id>[/revision/<revision>]``: the commit of a revision and the names of its files
+- ``/api/{models,datasets}/<id>/tree/<revision>[/<folder>]`` and ``.../paths-info/<revision>``: folders and files
+- ``[/datasets]/<id>/resolve/<revision>/<file>``: a small file itself; for a file that the real hub keeps in git LFS,
+  a redirect to ``/cdn/<sha256>/<file>``, which like the real content network knows nothing of repositories
+- 404 with ``X-Error-Code`` for a repository, revision or file that does not exist, 404 for everything else
+
+Left out are authentication (the real hub answers an anonymous request for an unknown repository with 401), renamed
+repositories, Xet storage, pages and expanded entries of listings, and the dataset viewer, which is another host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+Failure = int | Literal["hang", "truncate"] | None
+
+LFS_SUFFIXES = {".arrow", ".bin", ".h5", ".msgpack", ".onnx", ".parquet", ".pt", ".safetensors"}
+API = re.compile(r"/api/(models|datasets)/([^/]+(?:/[^/]+)?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.+))?)?")
+RESOLVE = re.compile(r"/((?:datasets/)?[^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
+CDN = re.compile(r"/cdn/([0-9a-f]{64})/.+")
+ERRORS = {"Repo": "Repository not found", "Revision": "Invalid rev id", "Entry": "Entry not found"}
+
+
+class Reply(NamedTuple):
+    """What is sent for a request."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+def as_json(data: object, status: int = 200, **headers: str) -> Reply:
+    """A reply in JSON; underscores in the names of headers stand for hyphens."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status, json.dumps(data).encode(), {"Content-Type": "application/json"} | headers)
+
+
+def not_found(what: Literal["Repo", "Revision", "Entry"], **headers: str) -> Reply:
+    """The reply from which the clients know what does not exist."""
+    error = ERRORS[what]
+    return as_json({"error": error}, 404, X_Error_Code=f"{what}NotFound", X_Error_Message=error, **headers)
+
+
+def contents(path: Path, wanted: str | None, headers: dict[str, str]) -> Reply:
+    """The bytes of a file, all of them or those that a ``Range: bytes=<first>-[<last>]`` header wants."""
+    data = path.read_bytes()
+    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers
+    if not (match := re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")):
+        return Reply(200, data, headers)
+    first, last = int(match[1]), min(int(match[2] or len(data)), len(data) - 1)
+    if first > last:
+        return Reply(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+    return Reply(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+
+class Revision:
+    """A folder as one commit of a repository; its files must not change while the hub is running."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        self.entries = {name: self._file(name, path) for name, path in self.files.items()}
+        for parent in sorted({parent.as_posix() for name in self.files for parent in Path(name).parents[:-1]}):
+            self.entries[parent] = {"type": "directory", "oid": self._tree_id(f"{parent}/"), "size": 0, "path": parent}
+        self.commit = self._tree_id("")
+        self.lfs = {entry["lfs"]["oid"]: self.files[name] for name, entry in self.entries.items() if "lfs" in entry}
+
+    @staticmethod
+    def _file(name: str, path: Path) -> dict[str, Any]:
+        """What listings say of a file. What git has of an LFS file is a pointer to its contents."""
+        blob = path.read_bytes()
+        entry: dict[str, Any] = {"type": "file", "size": len(blob), "path": name}
+        if path.suffix in LFS_SUFFIXES:
+            oid = hashlib.sha256(blob).hexdigest()
+            blob = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(blob)}\n".encode()
+            entry["lfs"] = {"oid": oid, "size": entry["size"], "pointerSize": len(blob)}
+        return entry | {"oid": hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()}
+
+    def _tree_id(self, prefix: str) -> str:
+        """40 hexadecimal digits for the names and contents of all files whose names start with a prefix."""
+        lines = (f"{self.entries[name]['oid']} {name}\n" for name in self.files if name.startswith(prefix))
+        return hashlib.sha1("".join(lines).encode()).hexdigest()
+
+    def info(self, repo_id: str) -> Reply:
+        """The repository at this revision."""
+        siblings = [{"rfilename": name} for name in self.files]
+        return as_json({"id": repo_id, "sha": self.commit, "private": False, "gated": False, "siblings": siblings})
+
+    def tree(self, folder: str, recursive: bool) -> Reply:
+        """The entries of a folder, or of everything below it."""
+        if folder and self.entries.get(folder, {"type": None})["type"] != "directory":
+            return not_found("Entry", X_Repo_Commit=self.commit)
+        below = {name: entry for name, entry in self.entries.items() if name.startswith(f"{folder}/" if folder else "")}
+        return as_json([below[name] for name in below if recursive or name.rpartition("/")[0] == folder])
+
+    def resolve(self, name: str, wanted: str | None, url: str) -> Reply:
+        """A file of this revision, or where it is to be had."""
+        if name not in self.files:
+            return not_found("Entry", X_Repo_Commit=self.commit)
+        entry = self.entries[name]
+        headers = {"X-Repo-Commit": self.commit, "ETag": f'"{entry["oid"]}"'}
+        if "lfs" not in entry:
+            return contents(self.files[name], wanted, headers)
+        oid, size = entry["lfs"]["oid"], entry["lfs"]["size"]
+        # The address is absolute, as the clients follow a relative one even when they ask only for these headers.
+        location = {"Location": f"{url}/cdn/{oid}/{quote(name)}"}
+        return Reply(302, b"", headers | location | {"X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(size)})
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Passes requests on to the hub and sends its replies, or misbehaves as ``hub.fail`` wants it."""
+
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_GET(self) -> None:
+        """Answer one request; the connection ends with it, so that nothing is answered after the hub is closed."""
+        form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.server.requests.append((self.command, self.path))
+        self.close_connection = True
+        failure = self.server.fail(self.command, self.path) if self.server.fail else None
+        if failure == "hang":
+            self.server.closed.wait()
+            return
+        if isinstance(failure, int):
+            reply = as_json({"error": f"Failed on purpose with {failure}"}, failure)
+        else:
+            reply = self.server.answer(self.path, form, self.headers.get("Range"))
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "Content-Length": str(len(reply.body)), "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(reply.body[: len(reply.body) // 2] if failure == "truncate" else reply.body)
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep quiet; what was asked for is in ``hub.requests``."""
+
+
+class Hub(ThreadingHTTPServer):
+    """A hub of local folders while in ``with Hub({<repository>: {<revision>: <folder>}}) as hub``.
+
+    A repository is ``datasets/<id>`` or the id of a model. A revision is asked for by its name or by its commit, which
+    ``hub.commit(repository, revision)`` tells.
+
+    ``hub.url`` is for ``HF_ENDPOINT``. ``hub.requests`` lists method and path of each request as sent, that is quoted
+    and with the query. ``hub.fail`` may be set, at any time, to a function of both: for a number this status is sent,
+    for "hang" nothing until the hub is closed, for "truncate" half of the body that is announced (HEAD has none and is
+    answered as usual), and for None the usual answer.
+    """
+
+    request_queue_size = 64
+
+    def __init__(self, repos: Mapping[str, Mapping[str, Path]]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.requests: list[tuple[str, str]] = []
+        self.fail: Callable[[str, str], Failure] | None = None
+        self.closed = threading.Event()
+        self._repos = {repo: {name: Revision(folder) for name, folder in revs.items()} for repo, revs in repos.items()}
+        self._cdn = {
+            oid: path for revs in self._repos.values() for rev in revs.values() for oid, path in rev.lfs.items()
+        }
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed.set()
+        self.shutdown()
+        self.server_close()
+
+    def commit(self, repo: str, revision: str = "main") -> str:
+        """The commit id of a revision."""
+        return self._repos[repo][revision].commit
+
+    def answer(self, target: str, form: str, wanted: str | None) -> Reply:
+        """The reply for a path with query, the form that was posted with it and its Range header."""
+        url = urlsplit(target)
+        options = parse_qs(url.query) | parse_qs(form)
+        if (match := CDN.fullmatch(url.path)) and match[1] in self._cdn:
+            return contents(self._cdn[match[1]], wanted, {"ETag": f'"{match[1]}"'})
+        if match := RESOLVE.fullmatch(url.path):
+            found = self._find(match[1], match[2])
+            return found if isinstance(found, Reply) else found.resolve(unquote(match[3]), wanted, self.url)
+        if match := API.fullmatch(url.path):
+            kind, repo_id, verb, revision, folder = match.groups()
+            found = self._find(repo_id if kind == "models" else f"datasets/{repo_id}", revision or "main")
+            if isinstance(found, Reply):
+                return found
+            if verb == "tree":
+                return found.tree(unquote(folder or ""), recursive=options.get("recursive", [""])[0].lower() == "true")
+            if verb == "paths-info":
+                return as_json([found.entries[path] for path in options.get("paths", []) if path in found.entries])
+            return found.info(repo_id)
+        return as_json({"error": "Not found"}, 404)
+
+    def _find(self, repo: str, revision: str) -> Revision | Reply:
+        if repo not in self._repos:
+            return not_found("Repo")
+        commits = {rev.commit: rev for rev in self._repos[repo].values()}
+        return (commits | self._repos[repo]).get(unquote(revision)) or not_found("Revision")

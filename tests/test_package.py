@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import srsly
+from thinc.api import Config
+
+from scripts.package import percent
+from scripts.steps import read_json, sha256
+from tests.conftest import Project
+
+WHEEL = "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl"
+
+
+def unpack(project: Project, folder: Path) -> Path:
+    with zipfile.ZipFile(project.folder / WHEEL) as wheel:
+        wheel.extractall(folder)
+    return folder / "en_bert_ner" / "en_bert_ner-1.0.0"
+
+
+def test_the_wheel_describes_itself(project: Project, tmp_path: Path) -> None:
+    data = unpack(project, tmp_path)
+    meta = srsly.read_json(data / "meta.json")
+    assert meta["name"] == "bert_ner" and meta["version"] == "1.0.0" and meta["license"] == "Apache-2.0"
+    assert "tiny" in meta["description"] and [source["name"] for source in meta["sources"]][1] == "tiny"
+    assert meta["author"] == "" and meta["labels"]["ner"] == ["LOC", "MISC", "ORG", "PER"]
+    test = read_json(project.folder / "metrics/tiny/test.json")
+    assert meta["performance"] == {key: value for key, value in test.items() if key != "speed"}
+    assert any(requirement.startswith("spacy-transformers") for requirement in meta["requirements"])
+    card = (data / "README.md").read_text("utf8")
+    assert card.startswith("# en_bert_ner\n") and f"| all | {percent(test['ents_p'])} |" in card
+    assert "110 documents" in card and "CC0-1.0" in card
+
+
+def test_nothing_in_the_wheel_knows_this_machine(project: Project, tmp_path: Path) -> None:
+    data = unpack(project, tmp_path)
+    config = Config().from_disk(data / "config.cfg", interpolate=False)
+    assert config["paths"]["train"] is None and config["paths"]["dev"] is None
+    for path in data.rglob("*"):
+        if path.is_file():
+            contents = path.read_bytes()
+            for known in (project.folder, project.encoder, Path("assets/tiny"), Path("corpus/tiny")):
+                assert str(known).encode() not in contents, f"{path} names {known}"
+
+
+def test_the_trained_pipeline_stays_as_it_was(project: Project) -> None:
+    best = project.folder / "training/tiny/model-best"
+    before = sha256(best)
+    done = project.run("package", version="2.0.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sha256(best) == before
+    assert (project.folder / "packages/tiny/en_bert_ner-2.0.0/dist/en_bert_ner-2.0.0-py3-none-any.whl").exists()
+    assert project.run("package").returncode == 0

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import srsly
+import yaml
+from weasel.cli.run import check_rerun
+from weasel.util import load_project_config
+
+from scripts.steps import read_json, sha256
+from tests.conftest import ROOT, Project, words
+
+STEPS = ["convert", "train", "evaluate", "package", "verify"]  # that write what weasel watches
+COMMANDS = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))["commands"]
+
+
+# project.yml
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command["name"])
+def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str, Any]) -> None:
+    for line in command["script"]:
+        assert not re.search(r"[*?<>|;]|&&|`", line), "weasel has no shell"
+        assert line.startswith("python "), "weasel replaces only a leading python"
+        used = re.findall(r"(?:scripts|configs)/[\w.]+", line)
+        used += [f"scripts/{module}.py" for module in re.findall(r"-m scripts\.(\w+)", line)]
+        for path in used:
+            assert path in command["deps"] and (ROOT / path).exists()
+        for dependency in _imported(used):
+            assert dependency in command["deps"], f"{line} imports it"
+    if command["name"] not in ("quickstart", "download", "debug", "clean"):
+        assert command["outputs"]
+    assert command["help"][0].isupper() and not command["help"].endswith(".")
+
+
+def _imported(paths: list[str]) -> set[str]:
+    """The project's scripts that these import, directly or not."""
+    found: set[str] = set()
+    waiting = [path for path in paths if path.endswith(".py")]
+    while waiting:
+        for name in re.findall(r"^from scripts\.(\w+) import", (ROOT / waiting.pop()).read_text("utf8"), re.M):
+            if (path := f"scripts/{name}.py") not in found:
+                found.add(path)
+                waiting.append(path)
+    return found
+
+
+def test_every_script_is_a_command_and_has_its_tests() -> None:
+    names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__"}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert names <= tests
+    assert names - {"functions", "steps"} <= {command["name"] for command in COMMANDS}
+
+
+def test_no_script_imports_the_command_of_another() -> None:
+    for path in (ROOT / "scripts").glob("*.py"):
+        for module, names in re.findall(r"^from scripts\.(\w+) import (.+)", path.read_text("utf8"), re.M):
+            assert module not in re.split(r"\W+", names)
+
+
+# The whole workflow
+
+
+def test_all_leaves_everything_in_its_place(project: Project) -> None:
+    for path in (
+        *(f"assets/tiny/{split}.conll" for split in ("train", "dev", "test")),
+        "assets/tiny/encoder/model.safetensors",
+        *(f"corpus/tiny/{split}.spacy" for split in ("train", "dev", "test")),
+        "training/tiny/model-best/origin.json",
+        "metrics/tiny/test.json",
+        "metrics/tiny/evaluation.json",
+        "metrics/tiny/package.json",
+        "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl",
+    ):
+        assert (project.folder / path).exists(), path
+    hidden = [path for path in project.folder.rglob(".*") if path.name not in (".lock", ".gitignore")]
+    assert not hidden, "left over"
+    tail = project.output.splitlines()[-3:]
+    assert "pip install packages/tiny/" in tail[1] and 'spacy.load("en_bert_ner")' in tail[2]
+
+
+def test_the_second_time_nothing_is_done_again(project: Project) -> None:
+    before = {path: path.stat().st_mtime_ns for path in project.folder.rglob("*") if path.name != "project.lock"}
+    done = project.run("all")
+    assert done.returncode == 0
+    for step in STEPS:
+        assert f"Skipping '{step}': nothing changed" in done.stdout
+    assert "the corpus is there" in words(done.stdout) and "the encoder is there" in words(done.stdout)
+    after = {path: path.stat().st_mtime_ns for path in project.folder.rglob("*") if path.name != "project.lock"}
+    assert {path for path in before if path.is_file()} == {path for path in after if path.is_file()}
+    assert all(
+        after[path] == when for path, when in before.items() if path.is_file() and "__pycache__" not in str(path)
+    )
+
+
+def stale(project: Project, **variables: str) -> list[str]:
+    """The steps that weasel would run, their inputs being as they are."""
+    settings = {"run": "tiny", "source": "sample", "encoder": str(project.encoder), "epochs": "1"} | variables
+    config = load_project_config(project.folder, overrides={f"vars.{key}": value for key, value in settings.items()})
+    commands = {command["name"]: command for command in config["commands"]}
+    return [step for step in STEPS if check_rerun(project.folder, commands[step])]
+
+
+@pytest.mark.parametrize(
+    ("path", "steps"),
+    [
+        ("scripts/convert.py", ["convert"]),
+        ("configs/bert.cfg", ["train"]),
+        ("scripts/train.py", ["train"]),
+        ("scripts/evaluate.py", ["evaluate"]),
+        ("scripts/verify.py", ["verify"]),
+        ("scripts/functions.py", ["train", "evaluate", "package", "verify"]),
+        ("assets/tiny/test.conll", ["convert"]),
+        ("corpus/tiny/train.spacy", ["convert", "train"]),
+        ("corpus/tiny/test.spacy", ["convert", "evaluate", "verify"]),
+        ("assets/tiny/encoder/vocab.txt", ["train"]),
+        ("training/tiny/model-best/meta.json", ["train", "evaluate", "package", "verify"]),
+        ("README.md", []),
+    ],
+)
+def test_a_change_runs_again_what_depends_on_it(project: Project, path: str, steps: list[str]) -> None:
+    """Directly: what these steps then write differently makes those after them stale in turn."""
+    assert stale(project) == []
+    file = project.folder / path
+    original = file.read_bytes()
+    file.write_bytes(original + b"\n")
+    try:
+        assert stale(project) == steps
+    finally:
+        file.write_bytes(original)
+
+
+@pytest.mark.parametrize(
+    ("variables", "steps"),
+    [
+        ({"epochs": "2"}, ["train"]),
+        ({"seed": "1"}, ["train"]),
+        ({"version": "1.0.1"}, ["package", "verify"]),
+        ({"name": "other"}, ["package", "verify"]),
+        ({"run": "other"}, STEPS),
+        ({"source": "elsewhere"}, []),
+    ],
+)
+def test_a_variable_runs_again_what_depends_on_it(
+    project: Project, variables: dict[str, str], steps: list[str]
+) -> None:
+    assert stale(project, **variables) == steps
+
+
+def test_going_to_another_run_and_back_retrains_and_overwrites_nothing(project: Project) -> None:
+    model = project.folder / "training/tiny/model-best"
+    before = sha256(model)
+    lock = (project.folder / "project.lock").read_bytes()
+    for step in ("download", "convert", "train"):
+        done = project.run(step, run="other", seed="7")
+        assert done.returncode == 0, done.stdout
+    assert sha256(model) == before != sha256(project.folder / "training/other/model-best")
+    done = project.run("train")
+    assert "is trained already" in words(done.stdout) and "Training in" not in done.stdout
+    assert sha256(model) == before
+    done = project.run("clean", run="other")
+    assert done.returncode == 0 and not list(project.folder.glob("*/other"))
+    (project.folder / "project.lock").write_bytes(lock)
+
+
+def test_clean_refuses_the_sample_corpus(project: Project) -> None:
+    done = project.run("clean", run="sample")
+    assert done.returncode == 1 and (project.folder / "assets/sample/train.conll").exists()
+
+
+def test_results_say_where_they_come_from(project: Project) -> None:
+    evaluation = read_json(project.folder / "metrics/tiny/evaluation.json")
+    assert evaluation["corpus"] == "sample" and evaluation["encoder"] == "tiny"
+    assert evaluation["counts"]["train"]["documents"] == 110
+    training = evaluation["training"]
+    assert training["made_from"]["config"] == sha256(project.folder / "configs/bert.cfg")
+    assert training["versions"]["spacy"].startswith("3.8") and training["device"] == "CPU"
+    assert training["made_from"]["settings"]["system.seed"] == 0
+
+
+def test_quickstart_runs_all_on_the_embedded_defaults() -> None:
+    (line,) = next(command for command in COMMANDS if command["name"] == "quickstart")["script"]
+    wanted = "--vars.run quickstart --vars.source sample --vars.encoder minilm --vars.name bert_ner_sample"
+    assert line == f"python -m spacy project run all . {wanted}"
+
+
+# The repository
+
+
+def test_nothing_generated_is_in_git() -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for folder in ("corpus", "training", "packages"):
+        assert [name for name in listed if name.startswith(f"{folder}/")] == [f"{folder}/README.md"]
+    assert not [name for name in listed if name.startswith("assets/") and not name.startswith("assets/sample/")]
+    assert max((ROOT / name).stat().st_size for name in listed) < 1_000_000
+
+
+def test_requirements_and_constraints_agree() -> None:
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text("utf8").splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pinned[name.lower().replace("_", "-")] = version
+            assert "+" not in version, "a local suffix would ask for one build of PyTorch"
+    for line in (ROOT / "requirements.txt").read_text("utf8").splitlines():
+        if line and not line.startswith("#"):
+            name = re.split(r"[<>=~!\[ ]", line)[0].lower()
+            assert name in pinned and "<" in line, f"{line}: bounded, and part of what was tested"
+
+
+def test_settings_of_weasel_are_strings_or_numbers() -> None:
+    for name, value in srsly.read_yaml(ROOT / "project.yml")["vars"].items():
+        assert isinstance(value, str | int), name

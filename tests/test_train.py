@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spacy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.convert import convert
+from scripts.steps import StepError, read_json, sha256
+from scripts.train import check_gpu, derive, find_whole, train
+from tests.conftest import ROOT, python, save_tiny_encoder, words, write_corpus
+
+CONFIG, CODE = ROOT / "configs" / "bert.cfg", ROOT / "scripts" / "functions.py"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    convert(write_corpus(folder / "assets"), folder / "corpus")
+    return folder / "corpus"
+
+
+def command(folder: Path, corpus: Path, encoder: Path, *options: str) -> list[str]:
+    paths = ["--corpus", str(corpus), "--encoder", str(encoder), "--code", str(CODE)]
+    return ["-m", "scripts.train", str(CONFIG), str(folder), *paths, *(options or ["--epochs", "3"])]
+
+
+def weights(model: Path) -> dict[str, str]:
+    return {path.name: sha256(model / path.name) for path in model.iterdir() if path.name in ("transformer", "ner")}
+
+
+def test_two_trainings_give_the_same_weights_and_the_seed_changes_them(
+    tmp_path: Path, corpus: Path, tiny_encoder: Path
+) -> None:
+    for name, options in {"one": [], "two": [], "three": ["--seed", "1"]}.items():
+        done = python(*command(tmp_path / name, corpus, tiny_encoder, "--epochs", "2", *options), cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two, three = (weights(tmp_path / name / "model-best") for name in ("one", "two", "three"))
+    assert one == two and len(one) == 2
+    assert one != three
+
+
+def test_a_finished_model_is_kept_and_found_again(
+    tmp_path: Path, corpus: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = tmp_path / "model-best"
+
+    def run(seed: int) -> str:
+        train(CONFIG, tmp_path, corpus, tiny_encoder, CODE, epochs="1", seed=seed)
+        return words(capsys.readouterr().out)
+
+    run(0)
+    first = sha256(best)
+    assert "is trained already" in run(0) and sha256(best) == first
+    assert "is now" in run(1)
+    assert sha256(best) != first
+    (kept,) = tmp_path.glob("model-best-*")
+    assert sha256(kept) == first
+    assert "Training in" not in run(0), "a model of this origin was there"
+    assert sha256(best) == first and not (tmp_path / "unfinished").exists()
+    origin = read_json(best / "origin.json")
+    assert origin["made_from"]["settings"]["system.seed"] == 0 and origin["device"] == "CPU" and not origin["resumed"]
+
+
+def test_a_model_that_was_not_made_here_is_not_overwritten(tmp_path: Path, corpus: Path, tiny_encoder: Path) -> None:
+    (tmp_path / "model-best").mkdir()
+    (tmp_path / "model-best" / "meta.json").write_text("{}")
+    with pytest.raises(StepError, match="another origin"):
+        train(CONFIG, tmp_path, corpus, tiny_encoder, CODE)
+    assert [path.name for path in (tmp_path / "model-best").iterdir()] == ["meta.json"]
+
+
+def test_after_a_kill_the_best_is_loadable_and_the_same_command_goes_on(
+    tmp_path: Path, corpus: Path, tiny_encoder: Path
+) -> None:
+    arguments = command(tmp_path / "run", corpus, tiny_encoder, "--epochs", "150")
+    unfinished = tmp_path / "run" / "unfinished"
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (unfinished / "model-best" / "vocab").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "model-best").exists()
+    whole = find_whole(unfinished)
+    assert whole is not None and spacy.load(whole).pipe_names[-1] == "doc_cleaner"
+    busy = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert busy.stdout is not None
+    said = ""
+    while "start afresh" not in words(said) and (line := busy.stdout.readline()):
+        said += line
+    assert "was interrupted: going on from its best weights" in words(said)
+    other = python(*arguments, cwd=ROOT)
+    assert other.returncode == 1 and "Another training is writing" in words(other.stdout)
+    said += busy.communicate(timeout=200)[0]
+    assert busy.returncode == 0, said
+    best = tmp_path / "run" / "model-best"
+    assert read_json(best / "origin.json")["resumed"] and spacy.load(best)("Mira left Turku .") is not None
+    assert not unfinished.exists()
+    assert "source" not in (best / "config.cfg").read_text()
+
+
+def write_checkpoint(folder: Path, names: list[str], when: int) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(when))
+        os.utime(path, ns=(when, when))
+
+
+FILES = ["config.cfg", "meta.json", "ner/model", "transformer/model", "vocab/strings.json"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(["saving", "removing", "copying", "done"]), st.integers(0, len(FILES)), st.randoms())
+def test_a_whole_checkpoint_is_found_whenever_the_kill_comes(
+    tmp_path_factory: pytest.TempPathFactory, stage: str, files: int, order: Any
+) -> None:
+    """Replays `save_checkpoint` of spaCy's loop, up to a kill: after `files` files of a stage, in any order of them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    best, last = folder / "model-best", folder / "model-last"
+    write_checkpoint(best, FILES, 10)
+    shutil.copytree(best, last)
+    names = order.sample(FILES, len(FILES))
+    if stage == "saving":
+        write_checkpoint(last, names[:files], 20)
+        assert find_whole(folder) == best
+        return
+    write_checkpoint(last, FILES, 20)
+    if stage != "done":
+        for name in names if stage == "copying" else names[:files]:
+            (best / name).unlink()
+    if stage == "copying":
+        for name in names[:files]:
+            shutil.copy2(last / name, best / name)
+        if files < len(FILES):
+            (best / names[files]).write_text("")  # begun, its time not yet that of the original
+    whole = find_whole(folder)
+    assert whole is not None
+    contents = {(whole / name).read_text() for name in FILES}
+    assert len(contents) == 1, "a mixture of two checkpoints"
+
+
+def test_nothing_is_whole_before_the_first_evaluation(tmp_path: Path) -> None:
+    assert find_whole(tmp_path) is None
+    write_checkpoint(tmp_path / "model-last", ["config.cfg"], 10)
+    assert find_whole(tmp_path) is None
+
+
+@pytest.mark.parametrize(("width", "rate"), [(768, 5e-5), (384, 2e-4), (32, 5e-4)])
+def test_learning_rate_and_steps_follow_encoder_and_corpus(
+    tmp_path: Path, corpus: Path, width: int, rate: float
+) -> None:
+    encoder = save_tiny_encoder(tmp_path, width)
+    settings = derive(CONFIG, corpus / "train.spacy", encoder, "auto", "auto", "auto")
+    assert settings["training.optimizer.learn_rate.initial_rate"] == pytest.approx(rate)
+    assert settings["training.max_steps"] >= 250  # one step an epoch
+    assert settings["training.max_steps"] % settings["training.eval_frequency"] == 0  # the last step is evaluated
+    assert derive(CONFIG, corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.size"] == 7
+
+
+@pytest.mark.parametrize("value", ["", "-1", "0", "many", "nan", "inf"])
+def test_a_setting_that_is_no_number_is_refused(corpus: Path, tiny_encoder: Path, value: str) -> None:
+    with pytest.raises(StepError, match="neither auto nor a number above 0"):
+        derive(CONFIG, corpus / "train.spacy", tiny_encoder, value, "auto", "auto")
+
+
+def test_a_corpus_without_parts_of_speech_trains_no_tagger(tmp_path: Path, tiny_encoder: Path) -> None:
+    convert(write_corpus(tmp_path / "assets", "Mira B-person\nsleeps O\n\nTurku B-city\n"), tmp_path / "corpus")
+    train(CONFIG, tmp_path / "run", tmp_path / "corpus", tiny_encoder, CODE, epochs="1")
+    nlp = spacy.load(tmp_path / "run" / "model-best")
+    assert nlp.pipe_names == ["transformer", "senter", "ner", "doc_cleaner"]
+    assert set(nlp.pipe_labels["ner"]) == {"person", "city"}
+
+
+def test_a_gpu_that_is_not_there_is_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_gpu(-1)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(StepError, match="built for the CPU"):
+        check_gpu(0)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StepError, match="driver"):
+        check_gpu(0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(StepError, match="there are 1"):
+        check_gpu(1)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(StepError, match="CuPy is missing"):
+        check_gpu(0)

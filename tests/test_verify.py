@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from scripts.steps import StepError, read_json
+from scripts.verify import compare, find_paths, verify
+from tests.conftest import Project, python
+from tests.test_package import WHEEL
+
+
+def test_what_was_verified_is_on_record(project: Project) -> None:
+    record = read_json(project.folder / "metrics/tiny/package.json")
+    assert record["wheel"] == Path(WHEEL).name and record["bytes"] == (project.folder / WHEEL).stat().st_size
+    assert len(record["entities"]) == len(record["texts"]) and record["load_seconds"] > 0
+
+
+def test_two_wheels_and_the_source_tree_load_in_one_process(project: Project, tmp_path: Path) -> None:
+    """A wheel of another name, and the trained pipeline with the project's own code, offline, from another folder."""
+    done = project.run("package", name="other")
+    assert done.returncode == 0, done.stdout + done.stderr
+    other = "packages/tiny/en_other-1.0.0/dist/en_other-1.0.0-py3-none-any.whl"
+    for wheel in (WHEEL, other):
+        options = ["--no-deps", "--no-index", "--target", str(tmp_path)]
+        assert python("-m", "pip", "install", *options, str(project.folder / wheel), cwd=tmp_path).returncode == 0
+    code = f"""
+import json, spacy
+from spacy.util import import_file
+one = spacy.load("en_bert_ner")
+import_file("functions", {str(project.folder / "scripts/functions.py")!r})
+two = spacy.load({str(project.folder / "training/tiny/model-best")!r})
+three = spacy.load("en_other")
+text = "Mira Solberg left Turku for Oslo on Monday, and Kenya beat Peru."
+docs = [nlp(text) for nlp in (one, two, three, one)]
+print(json.dumps([[doc.to_json(), [(ent.text, ent.label_) for ent in doc.ents]] for doc in docs]))
+"""
+    done = python("-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    docs = json.loads(done.stdout)
+    assert docs[0] == docs[1] == docs[2] == docs[3]
+
+
+def test_a_wheel_that_gives_other_scores_is_refused(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.folder / "metrics/tiny", tmp_path / "metrics")
+    test = read_json(tmp_path / "metrics/test.json")
+    (tmp_path / "metrics/test.json").write_text(json.dumps(test | {"ents_f": 0.123, "speed": 1}))
+    with pytest.raises(StepError, match="gives other scores: ents_f"):
+        verify(
+            (project.folder / WHEEL).parent,
+            project.folder / "training/tiny/model-best",
+            project.folder / "corpus/tiny/test.spacy",
+            tmp_path / "metrics",
+            project.folder / "scripts/functions.py",
+        )
+
+
+def test_a_wheel_that_does_not_load_is_refused_with_the_reason(project: Project, tmp_path: Path) -> None:
+    with zipfile.ZipFile(project.folder / WHEEL) as wheel:
+        wheel.extractall(tmp_path / "unpacked")
+    (tmp_path / "dist").mkdir()
+    with zipfile.ZipFile(tmp_path / "dist" / Path(WHEEL).name, "w") as wheel:
+        for path in sorted((tmp_path / "unpacked").rglob("*")):
+            if path.is_file() and path.name != "functions.py":
+                wheel.write(path, path.relative_to(tmp_path / "unpacked"))
+    with pytest.raises(StepError, match="does not work elsewhere") as error:
+        verify(
+            tmp_path / "dist",
+            project.folder / "training/tiny/model-best",
+            project.folder / "corpus/tiny/test.spacy",
+            project.folder / "metrics/tiny",
+            project.folder / "scripts/functions.py",
+        )
+    assert "functions" in error.value.remedy
+    with pytest.raises(StepError, match="holds no wheel"):
+        verify(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
+
+
+def test_paths_of_the_project_are_found(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("some", b"\x00" + str(tmp_path.resolve()).encode() + b"/x")
+        wheel.writestr("other", b"nothing")
+    assert find_paths(tmp_path / "a.whl", tmp_path) == ["some"]
+
+
+def test_speeds_may_differ() -> None:
+    compare("scores", {"f": 1, "speed": 3}, {"f": 1, "speed": 4}, Path("a.whl"))
