@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from scripts.package import percent
+from scripts.package import percent, score_rows
 from scripts.steps import StepError, read_json, run
 
 START, END = "<!-- RESULTS START: written by `document` -->", "<!-- RESULTS END -->"
@@ -41,17 +41,14 @@ def results(runs: list[Path]) -> str:
             percent(dev["gold_sentences"]["ents_f"]),
             percent(test["ents_f"]),
             percent(evaluation["test"]["gold_sentences"]["ents_f"]),
-            percent(test["sents_f"]),
-            percent(test["tag_acc"]),
+            percent(test.get("sents_f")),
+            percent(test.get("tag_acc")),
         ]
         made = f"{training['seconds'] / 60:.0f} min on {training['device']}, {package['bytes'] / 1e6:.0f} MB"
         rows.append(
             f"| `{path.name}` | {evaluation['corpus']} | {evaluation['encoder']} | {' | '.join(figures)} | {made} |"
         )
-        scores = ", ".join(
-            f"{label} {percent(s['p'])} / {percent(s['r'])} / {percent(s['f'])}"
-            for label, s in sorted(test["ents_per_type"].items())
-        )
+        scores = ", ".join(f"{label} {' / '.join(figures)}" for label, *figures in score_rows(test)[:-1])
         labels.append(f"- `{path.name}`, test, precision / recall / F by label: {scores}.")
     return "\n".join(
         [

@@ -57,14 +57,14 @@ With an encoder of your own (a folder with config.json, model.safetensors and a 
 
 def download(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, for the three .conll files and encoder/")],
-    source: Annotated[str, typer.Option(help="hub, sample, or a folder with the corpus")] = "hub",
-    encoder: Annotated[str, typer.Option(help="A hub id, minilm, or a folder")] = "bert-base-uncased",
-    corpus: Annotated[str, typer.Option(help="conll2003, which is checked, or another corpus's name")] = "conll2003",
-    homes: Annotated[str, typer.Option(help="Where the hub may have it: id@revision, in order, with commas")] = "",
-    encoder_revision: Annotated[str, typer.Option(help="The encoder's revision on the hub")] = "main",
-    reference: Annotated[Path, typer.Option(help="Counts and documents of CoNLL-2003", exists=True)] = Path(),
-    sample: Annotated[Path, typer.Option(help="Folder of the sample corpus", exists=True)] = Path(),
-    package: Annotated[Path, typer.Option(help="Requirements file that pins the small encoder", exists=True)] = Path(),
+    source: Annotated[str, typer.Option(help="hub, sample, or a folder with the corpus")],
+    encoder: Annotated[str, typer.Option(help="A hub id, minilm, or a folder")],
+    corpus: Annotated[str, typer.Option(help="conll2003, which is checked, or the name of another corpus")],
+    homes: Annotated[str, typer.Option(help="Where the hub may have CoNLL-2003: id@revision, in order, with commas")],
+    encoder_revision: Annotated[str, typer.Option(help="The encoder's revision on the hub")],
+    reference: Annotated[Path, typer.Option(help="Counts and documents of CoNLL-2003", exists=True)],
+    sample: Annotated[Path, typer.Option(help="Folder of the sample corpus", exists=True)],
+    package: Annotated[Path, typer.Option(help="Requirements file that pins the small encoder", exists=True)],
 ) -> None:
     """Get the corpus and the encoder of a run, unless they are there."""
     if folder.resolve() == sample.resolve():

@@ -49,6 +49,23 @@ def create_corpus(path: Path, sentence_starts: bool) -> Callable[[Language], Ite
     return read_with_sentence_starts
 
 
+@registry.callbacks("bert_ner.remove_tagger_without_tags.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_tagger_remover(path: Path) -> Callable[[Language], Language]:
+    """Remove the tagger before a pipeline is initialised, if the corpus has no parts of speech to train it on.
+
+    path (Path): A .spacy file or a folder of them.
+    RETURNS (Callable[[Language], Language]): The callback.
+    """
+
+    def remove_tagger(nlp: Language) -> Language:
+        examples = Corpus(path)(nlp)
+        if "tagger" in nlp.pipe_names and not any(example.reference.has_annotation("TAG") for example in examples):
+            nlp.remove_pipe("tagger")
+        return nlp
+
+    return remove_tagger
+
+
 @transformers_registry.span_getters("bert_ner.windows.v1")  # type: ignore[untyped-decorator,unused-ignore]
 def create_windows(size: int) -> Callable[[list[Doc]], list[list[Span]]]:
     """Cut each document into the fewest windows of at most `size` tokens, all as long as each other but for one token.

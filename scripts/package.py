@@ -115,7 +115,7 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any])
         labels=", ".join(sorted(meta["labels"]["ner"])),
         rows="\n".join(f"| {' | '.join(row)} |" for row in score_rows(test)),
         gold_f=percent(evaluation["test"]["gold_sentences"]["ents_f"]),
-        sents_f=percent(test["sents_f"]),
+        sents_f=percent(test.get("sents_f")),
         tag_acc=f" Part-of-speech tags: accuracy {percent(test['tag_acc'])}." if test.get("tag_acc") else "",
         corpus=corpus["name"],
         encoder=encoder["name"],
@@ -135,7 +135,7 @@ def score_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
 
     test (dict[str, Any]): As `spacy evaluate` writes it.
     """
-    scores = [*sorted(test["ents_per_type"].items()), ("all", {key: test[f"ents_{key}"] for key in "prf"})]
+    scores = [*sorted((test["ents_per_type"] or {}).items()), ("all", {key: test[f"ents_{key}"] for key in "prf"})]
     return [(label, *(percent(score[key]) for key in "prf")) for label, score in scores]
 
 

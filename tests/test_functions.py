@@ -54,10 +54,11 @@ def test_registering_again_is_harmless() -> None:
 def pipeline(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Language:
     folder = tmp_path_factory.mktemp("functions")
     convert(write_corpus(folder / "assets"), folder / "corpus")
-    overrides = {"paths.encoder": str(tiny_encoder), "paths.train": "x", "paths.dev": "x"}
+    train = folder / "corpus" / "train.spacy"
+    overrides = {"paths.encoder": str(tiny_encoder), "paths.train": str(train), "paths.dev": "x"}
     config = load_config(ROOT / "configs" / "bert.cfg", overrides=overrides, interpolate=True)
     made = load_model_from_config(config, auto_fill=True)
-    made.initialize(lambda: list(functions.create_corpus(folder / "corpus" / "train.spacy", True)(made)))
+    made.initialize(lambda: list(functions.create_corpus(train, True)(made)))
     return made
 
 

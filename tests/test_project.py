@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,14 +152,23 @@ def test_a_variable_runs_again_what_depends_on_it(
     assert stale(project, **variables) == steps
 
 
-def test_going_to_another_run_and_back_retrains_and_overwrites_nothing(project: Project) -> None:
+def test_a_corpus_of_ones_own_makes_another_run_and_going_back_retrains_nothing(
+    project: Project, tmp_path: Path
+) -> None:
+    """Two columns, tabs, own labels, no documents: a pipeline without tagger."""
+    for split in ("train", "dev", "test"):
+        rows = (project.folder / f"assets/sample/{split}.conll").read_text("utf8").splitlines()
+        pairs = [row.split() for row in rows if not row.startswith("-DOCSTART-")]
+        text = "\n".join(f"{row[0]}\t{row[3].replace('PER', 'person')}" if row else "" for row in pairs)
+        (tmp_path / f"{split}.txt").write_text(text, "utf8")
     model = project.folder / "training/tiny/model-best"
     before = sha256(model)
     lock = (project.folder / "project.lock").read_bytes()
-    for step in ("download", "convert", "train"):
-        done = project.run(step, run="other", seed="7")
-        assert done.returncode == 0, done.stdout
-    assert sha256(model) == before != sha256(project.folder / "training/other/model-best")
+    done = project.run("all", run="other", source=str(tmp_path), corpus="mine", name="other")
+    assert done.returncode == 0, done.stdout + done.stderr
+    meta = read_json(project.folder / "packages/other/en_other-1.0.0/meta.json")
+    assert meta["labels"]["ner"] == ["LOC", "MISC", "ORG", "person"] and "tagger" not in meta["pipeline"]
+    assert read_json(project.folder / "metrics/other/evaluation.json")["corpus"] == "mine"
     done = project.run("train")
     assert "is trained already" in words(done.stdout) and "Training in" not in done.stdout
     assert sha256(model) == before
