@@ -103,9 +103,15 @@ class Project:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Project:
-    """`all`, run once; tests that change something undo it."""
+    """`all`, run once, for tests that only look at it."""
     project = Project(copy_project(tmp_path_factory.mktemp("project")), tiny_encoder)
     done = project.run("all")
     assert done.returncode == 0, done.stdout + done.stderr
     project.output = done.stdout
     return project
+
+
+@pytest.fixture
+def changeable(project: Project, tmp_path: Path) -> Project:
+    """A copy of that, for tests that run or change something."""
+    return Project(shutil.copytree(project.folder, tmp_path / "project"), project.encoder)

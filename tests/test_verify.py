@@ -19,20 +19,20 @@ def test_what_was_verified_is_on_record(project: Project) -> None:
     assert len(record["entities"]) == len(record["texts"]) and record["load_seconds"] > 0
 
 
-def test_two_wheels_and_the_source_tree_load_in_one_process(project: Project, tmp_path: Path) -> None:
+def test_two_wheels_and_the_source_tree_load_in_one_process(changeable: Project, tmp_path: Path) -> None:
     """A wheel of another name, and the trained pipeline with the project's own code, offline, from another folder."""
-    done = project.run("package", name="other")
+    done = changeable.run("package", name="other")
     assert done.returncode == 0, done.stdout + done.stderr
     other = "packages/tiny/en_other-1.0.0/dist/en_other-1.0.0-py3-none-any.whl"
     for wheel in (WHEEL, other):
         options = ["--no-deps", "--no-index", "--target", str(tmp_path)]
-        assert python("-m", "pip", "install", *options, str(project.folder / wheel), cwd=tmp_path).returncode == 0
+        assert python("-m", "pip", "install", *options, str(changeable.folder / wheel), cwd=tmp_path).returncode == 0
     code = f"""
 import json, spacy
 from spacy.util import import_file
 one = spacy.load("en_bert_ner")
-import_file("functions", {str(project.folder / "scripts/functions.py")!r})
-two = spacy.load({str(project.folder / "training/tiny/model-best")!r})
+import_file("functions", {str(changeable.folder / "scripts/functions.py")!r})
+two = spacy.load({str(changeable.folder / "training/tiny/model-best")!r})
 three = spacy.load("en_other")
 text = "Mira Solberg left Turku for Oslo on Monday, and Kenya beat Peru."
 docs = [nlp(text) for nlp in (one, two, three, one)]
