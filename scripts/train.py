@@ -73,7 +73,7 @@ def check_gpu(gpu_id: int) -> None:
     on_cpu = "or train on the CPU: --vars.gpu_id -1"
     if torch.version.cuda is None and torch.version.hip is None:
         raise StepError(
-            f"GPU {gpu_id} was asked for, but this PyTorch is built for the CPU.", f"Install another, {on_cpu}"
+            f"GPU {gpu_id} was asked for, but this PyTorch is built for the CPU.", f"Install one for your GPU, {on_cpu}"
         )
     if not torch.cuda.is_available():
         raise StepError(f"GPU {gpu_id} was asked for, but PyTorch finds no usable driver.", f"See nvidia-smi, {on_cpu}")
