@@ -334,7 +334,6 @@ def check_hub() -> None:
     RAISES (StepError): If there is no answer within SECONDS, name resolution included.
     """
     from huggingface_hub import configure_http_backend, constants
-    from huggingface_hub.utils._http import get_session
 
     if constants.HF_HUB_OFFLINE:
         return
@@ -343,7 +342,7 @@ def check_hub() -> None:
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT)
+            _session().head(constants.ENDPOINT)
             failures.clear()
         except Exception as error:  # whatever it is, it is told
             failures[:] = [type(error).__name__]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import spacy
+import tqdm
 import typer
 from spacy.cli._util import import_code, setup_gpu
 from spacy.language import Language
@@ -29,15 +30,16 @@ def evaluate(
     import_code(code)
     nlp = spacy.load(model)
     metrics.mkdir(parents=True, exist_ok=True)
+    scores: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
+    # test with predicted sentences is the business of `spacy evaluate`
+    passes = [("dev", "predicted_sentences"), ("dev", "gold_sentences"), ("test", "gold_sentences")]
+    for split, mode in tqdm.tqdm(passes, desc="scoring", unit="pass", disable=None):
+        scores[split][mode] = score(nlp, corpus / f"{split}.spacy", gold_sentences=mode == "gold_sentences")
     corpus_origin, encoder_origin = read_json(corpus / "origin.json"), read_json(encoder)
     write_json(
         metrics / "evaluation.json",
         {
-            "dev": {
-                "predicted_sentences": score(nlp, corpus / "dev.spacy"),
-                "gold_sentences": score(nlp, corpus / "dev.spacy", gold_sentences=True),
-            },
-            "test": {"gold_sentences": score(nlp, corpus / "test.spacy", gold_sentences=True)},
+            **scores,
             "corpus": corpus_origin.get("corpus", {}).get("corpus", ""),
             "counts": corpus_origin.get("counts", {}),
             "encoder": encoder_origin.get("encoder", ""),

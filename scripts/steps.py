@@ -75,10 +75,10 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def installed(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+def installed() -> dict[str, str]:
     """The versions of the packages that can change a result, without local suffixes; a missing package is left out."""
     found = {}
-    for name in names:
+    for name in PACKAGES:
         try:
             found[name] = version(name).partition("+")[0]
         except PackageNotFoundError:

@@ -51,6 +51,7 @@ def verify(
     paths = find_paths(wheel, Path.cwd())
     if paths:
         raise StepError(f"{wheel.name} holds the path of this project, in {', '.join(paths)}.", "Please report this.")
+    msg.info(f"Installing {wheel.name} in an empty folder, loading it, and scoring it on the test set")
     with tempfile.TemporaryDirectory() as elsewhere:
         target = Path(elsewhere) / "target"
         _python(

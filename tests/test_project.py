@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import srsly
 import yaml
 from weasel.cli.run import check_rerun
 from weasel.util import load_project_config
@@ -16,7 +15,8 @@ from scripts.steps import read_json, sha256
 from tests.conftest import ROOT, Project, words
 
 STEPS = ["convert", "train", "evaluate", "package", "verify"]  # that write what weasel watches
-COMMANDS = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))["commands"]
+PROJECT = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))
+COMMANDS = PROJECT["commands"]
 
 
 # project.yml
@@ -223,5 +223,5 @@ def test_requirements_and_constraints_agree() -> None:
 
 
 def test_settings_of_weasel_are_strings_or_numbers() -> None:
-    for name, value in srsly.read_yaml(ROOT / "project.yml")["vars"].items():
+    for name, value in PROJECT["vars"].items():
         assert isinstance(value, str | int), name
