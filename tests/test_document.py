@@ -25,7 +25,7 @@ def test_the_results_in_the_readme_are_those_in_metrics() -> None:
 
 
 def test_the_snippet_in_the_readme_shows_what_the_verified_wheel_gave() -> None:
-    package = read_json(ROOT / "metrics" / "conll2003-minilm" / "package.json")
+    package = read_json(ROOT / "metrics" / "reference" / "conll2003-minilm" / "package.json")
     assert f'doc = nlp("{package["texts"][0]}")' in README
     assert f"# {[tuple(entity) for entity in package['entities'][0]]}" in README
 
