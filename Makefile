@@ -4,11 +4,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m spacy project run
+BENCH_RUN ?= conll2003
 
-.PHONY: quickstart all test check clean
+.PHONY: quickstart all bench bench-full test check clean
 
 quickstart all clean: .venv/installed
 	$(RUN) $@
+
+bench: .venv/installed-bench .venv-peers/installed
+	$(RUN) benchmark . --vars.run $(BENCH_RUN)
+
+bench-full: .venv/installed-bench
+	$(RUN) benchmark-full . --vars.run $(BENCH_RUN)
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -22,4 +29,13 @@ check: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt --constraint constraints.txt
+	touch $@
+
+.venv/installed-bench: .venv/installed requirements-bench.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-bench.txt --constraint constraints.txt
+	touch $@
+
+.venv-peers/installed: requirements-peers.txt constraints-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --requirement requirements-peers.txt --constraint constraints-peers.txt
 	touch $@

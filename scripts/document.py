@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from wasabi import msg
@@ -18,9 +18,14 @@ def document(
     readme: Annotated[Path, typer.Argument(help="File to write into", exists=True)],
     runs: Annotated[list[Path], typer.Argument(help="Folders of metrics, one a run, in the order of the table")],
 ) -> None:
-    """Write the table of results into a README."""
-    readme.write_text(insert(readme.read_text("utf8"), results(runs)), encoding="utf8")
+    """Write the tables of results and speed into a README."""
+    readme.write_text(insert(readme.read_text("utf8"), report(runs)), encoding="utf8")
     msg.good(f"Wrote the results of {', '.join(path.name for path in runs)} into {readme}")
+
+
+def report(runs: list[Path]) -> str:
+    """All tables: the results of the runs, and the speed of those that were benchmarked."""
+    return "\n\n".join([results(runs), *(speeds(path) for path in runs if (path / "speed.json").exists())])
 
 
 def results(runs: list[Path]) -> str:
@@ -60,6 +65,59 @@ def results(runs: list[Path]) -> str:
             *labels,
         ]
     )
+
+
+def speeds(path: Path) -> str:
+    """Tables in Markdown: words a second of this project and of others, annotating and training; starts and memory.
+
+    path (Path): Folder with speed.json, training.json and perhaps training-full.json.
+    RAISES (StepError): If there is no speed.json or training.json.
+    """
+    speed, training, whole = (read_json(path / f"{name}.json") for name in ("speed", "training", "training-full"))
+    if not (speed and training):
+        raise StepError(f"{path} lacks speed.json or training.json.", "Run benchmark for it first.")
+    lines = [
+        f"`{path.name}`, {speed['machine']['cpus']} cores, {speed['words']:,} words of dev, medians of "
+        f"{len(speed['contenders'][speed['reference']]['repetitions'])} (lowest to highest), "
+        f"default precision {speed['default_precision']}:",
+        "",
+        f"| annotating | words/s | to {speed['reference']} | share of the bare encoder | dev F, these documents |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in speed["contenders"].items():
+        if "words_per_second" in result:
+            share = result.get("share_of_bare_encoder")
+            ratio = result[f"ratio_to_{speed['reference']}"]
+            figures = (rate(result), f"{ratio:.2f}", "–" if share is None else f"{share:.2f}", percent(result["f"]))
+        else:
+            figures = ("this machine cannot", "–", "–", "–")
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    starts = speed["starts"]
+    sentence = " and ".join(f"{key} {1000 * starts['sentence'][key]:.1f} ms" for key in ("p50", "p99"))
+    peaks = " and ".join(f"{once['peak_rss_mb']:,.0f} MB for {once['megabytes']:g} MB" for once in speed["memory"])
+    lines += [
+        "",
+        f"One sentence, warm: {sentence}. `spacy.load` after imports: {starts['medians']['load_after_imports']:.1f} s; "
+        f"process start to first entity: {starts['medians']['process_to_first_entity']:.1f} s. "
+        f"Memory at most, annotating a stream: {peaks} of text.",
+        "",
+        "| training | words/s | to ours | memory at most |",
+        "|---|---|---|---|",
+    ]
+    ours = training["contenders"]["ours"]["words_per_second"]["median"]
+    for name, result in training["contenders"].items():
+        ratio = result["words_per_second"]["median"] / ours
+        lines.append(f"| {name} | {rate(result)} | {ratio:.2f} | {result['peak_rss_mb']:,} MB |")
+    if whole:
+        scores = ", ".join(f"{name} {percent(result['f'])}" for name, result in whole["contenders"].items())
+        lines += ["", f"Dev F after {whole['epochs']} epochs of the whole corpus: {scores}."]
+    return "\n".join(lines)
+
+
+def rate(result: dict[str, Any]) -> str:
+    """Words a second: the median, lowest and highest in brackets."""
+    median, least, most = (result["words_per_second"][key] for key in ("median", "min", "max"))
+    return f"{median:,.0f} ({least:,.0f} to {most:,.0f})"
 
 
 def insert(text: str, results: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import spacy
 import typer
+from spacy.cli._util import import_code
 from thinc.api import Config
 from wasabi import msg
 
@@ -69,6 +72,13 @@ the corpus and the encoder allow ({licenses}) holds for this pipeline too.
 """
 
 
+class Weights(StrEnum):
+    """How the encoder's weights are saved; float16 halves the wheel. They are loaded as float32 in any case."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
 def package(
     model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="Folder with test.json and evaluation.json", exists=True)],
@@ -76,12 +86,19 @@ def package(
     name: Annotated[str, typer.Option(help="Name of the package, without en_")],
     version: Annotated[str, typer.Option(help="Version of the package")],
     license: Annotated[str, typer.Option(help="Licence of the package")],
+    weights: Annotated[Weights, typer.Option(help="How the encoder's weights are saved")],
+    code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
 ) -> None:
     """Copy a trained pipeline, with description, licence, sources, scores and a model card."""
     test, evaluation = read_json(metrics / "test.json"), read_json(metrics / "evaluation.json")
     corpus, encoder = (SOURCES.get(evaluation[key], {"name": evaluation[key]}) for key in ("corpus", "encoder"))
     with staged(staging) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
+        if weights is Weights.float16:
+            import_code(code)
+            transformer = spacy.load(folder).get_pipe("transformer")
+            transformer.model.transformer.half()  # type: ignore[attr-defined]
+            transformer.to_disk(folder / "transformer")  # type: ignore[attr-defined]
         config = Config().from_disk(folder / "config.cfg", interpolate=False)
         config["paths"] |= {"train": None, "dev": None, "encoder": encoder["name"]}
         config.to_disk(folder / "config.cfg")

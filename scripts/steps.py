@@ -6,7 +6,9 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -34,13 +36,17 @@ class StepError(Exception):
         self.remedy = remedy
 
 
-def run(command: Callable[..., None]) -> None:
-    """Run a function as a command line, its errors as one message each and a non-zero exit code.
+def run(*commands: Callable[..., None], hidden: Callable[..., None] | None = None) -> None:
+    """Run a function as a command line, or several as its subcommands; errors as one message and a non-zero exit code.
 
-    command (Callable[..., None]): A function with typer annotations.
+    *commands (Callable[..., None]): Functions with typer annotations.
+    hidden (Callable[..., None] | None): A subcommand that the help does not mention.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    for command in commands:
+        app.command()(command)
+    if hidden:
+        app.command(hidden=True)(hidden)
     try:
         app()
     except StepError as error:
@@ -84,6 +90,46 @@ def installed() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def newest_wheel(dist: Path) -> Path:
+    """The wheel in a folder that was made last.
+
+    RAISES (StepError): If there is none.
+    """
+    wheel = max(dist.glob("*.whl"), key=lambda path: path.stat().st_mtime, default=None)
+    if wheel is None:
+        raise StepError(f"{dist} holds no wheel.", "Run the step package again: python -m spacy project run package")
+    return wheel
+
+
+def install(wheel: Path, target: Path) -> str:
+    """Install a wheel, without what it depends on, in a folder.
+
+    RETURNS (str): The name of its package.
+    """
+    options = ["--no-deps", "--no-index", "--quiet", "--target", str(target)]
+    python_elsewhere(["-m", "pip", "install", *options, str(wheel.resolve())])
+    return wheel.name.split("-")[0]
+
+
+def python_elsewhere(arguments: list[str], target: Path | None = None) -> str:
+    """The output of another Python, in another folder, that finds packages in `target` and nothing on the hub.
+
+    RAISES (StepError): If it fails, with the end of what it wrote.
+    """
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONPATH": str(target or ""),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-P", "-s", "-W", "ignore", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise StepError(f"The wheel does not work elsewhere: {' '.join(arguments[:3])} failed.", last)
+    return done.stdout
 
 
 def read_json(path: Path) -> dict[str, Any]:

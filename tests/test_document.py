@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.document import END, START, insert, results
-from scripts.steps import StepError, read_json
+from scripts.document import END, START, insert, report, results, speeds
+from scripts.steps import StepError, read_json, write_json
 from tests.conftest import ROOT, Project, copy_project, python
 
 README = (ROOT / "README.md").read_text("utf8")
@@ -21,7 +21,7 @@ def reference_runs() -> list[Path]:
 
 
 def test_the_results_in_the_readme_are_those_in_metrics() -> None:
-    assert insert(README, results(reference_runs())) == README, "stale: python -m spacy project run document"
+    assert insert(README, report(reference_runs())) == README, "stale: python -m spacy project run document"
 
 
 def test_the_snippet_in_the_readme_shows_what_the_verified_wheel_gave() -> None:
@@ -40,6 +40,39 @@ def test_the_table_of_commands_in_the_readme_is_that_of_the_project(tmp_path: Pa
 def test_results_of_a_new_run(project: Project) -> None:
     table = results([project.folder / "metrics" / "tiny"])
     assert table.count("\n|") == 2 and "| `tiny` | sample | tiny |" in table
+
+
+def test_a_benchmark_becomes_tables(tmp_path: Path) -> None:
+    def result(words_per_second: float, **more: object) -> dict[str, object]:
+        rates = {"median": words_per_second, "min": words_per_second - 10, "max": words_per_second + 1000}
+        return {"repetitions": [{}, {}], "words_per_second": rates, "f": None, "peak_rss_mb": 900, **more}
+
+    speed = {
+        "machine": {"cpus": 2},
+        "words": 2000,
+        "reference": "other",
+        "default_precision": "int8",
+        "contenders": {
+            "other": result(1000, ratio_to_other=1.0, f=0.5),
+            "default": result(2500, ratio_to_other=2.5, share_of_bare_encoder=0.7),
+            "bfloat16": {"unavailable": "Precision"},
+        },
+        "starts": {
+            "medians": {"load_after_imports": 0.61, "process_to_first_entity": 4},
+            "sentence": {"p50": 0.004, "p99": 0.009},
+        },
+        "memory": [{"megabytes": 1.0, "peak_rss_mb": 1200.4}],
+    }
+    write_json(tmp_path / "speed.json", speed)
+    with pytest.raises(StepError, match=r"training\.json"):
+        speeds(tmp_path)
+    write_json(tmp_path / "training.json", {"contenders": {"ours": result(4000), "other": result(1000)}})
+    write_json(tmp_path / "training-full.json", {"epochs": 3, "contenders": {"ours": {"f": 0.912}}})
+    tables = speeds(tmp_path)
+    assert "| default | 2,500 (2,490 to 3,500) | 2.50 | 0.70 | – |" in tables and "| 1.00 | – | 50.0 |" in tables
+    assert "| bfloat16 | this machine cannot | – |" in tables and "p50 4.0 ms and p99 9.0 ms" in tables
+    assert "1,200 MB for 1 MB" in tables and "| other | 1,000 (990 to 2,000) | 0.25 | 900 MB |" in tables
+    assert "Dev F after 3 epochs of the whole corpus: ours 91.2." in tables
 
 
 def test_a_run_without_results_and_a_file_without_marks_are_refused(tmp_path: Path) -> None:

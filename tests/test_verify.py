@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.functions import resolve_precision
 from scripts.steps import StepError, read_json
 from scripts.verify import compare, find_paths, verify
 from tests.conftest import Project, python
@@ -42,6 +43,46 @@ print(json.dumps([[doc.to_json(), [(ent.text, ent.label_) for ent in doc.ents]] 
     assert done.returncode == 0, done.stderr
     docs = json.loads(done.stdout)
     assert docs[0] == docs[1] == docs[2] == docs[3]
+
+
+def test_the_precision_is_chosen_at_load(project: Project, tmp_path: Path) -> None:
+    """On the installed wheel, by config or environment, and saving keeps it."""
+    options = ["--no-deps", "--no-index", "--target", str(tmp_path)]
+    assert python("-m", "pip", "install", *options, str(project.folder / WHEEL), cwd=tmp_path).returncode == 0
+    code = """
+import json, spacy, sys
+def precision(nlp): return nlp.get_pipe("transformer").model.layers[0]._func.precision
+key = "components.transformer.model.precision"
+one = spacy.load("en_bert_ner", config=json.loads(sys.argv[1]))
+one.to_disk("saved")
+print(precision(one), precision(spacy.load("saved")), [ent.text for ent in one("Kenya beat Peru.").ents] is not None)
+"""
+
+    def load(config: dict[str, str], **environment: str) -> str:
+        done = python("-P", "-c", code, json.dumps(config), cwd=tmp_path, PYTHONPATH=str(tmp_path), **environment)
+        return done.stdout.strip() or done.stderr
+
+    key = "components.transformer.model.precision"
+    best = resolve_precision("auto", on_gpu=False)
+    assert load({}) == f"{best} {best} True"
+    assert load({key: "float32"}) == "float32 float32 True"
+    assert load({key: best}, BERT_NER_PRECISION="float32") == "float32 float32 True"
+    refused = load({key: "float99"})
+    assert "ValueError: Precision 'float99'" in refused and f"Choose among auto, {best}" in refused
+
+
+def test_half_precision_halves_the_wheel_and_is_accepted(changeable: Project) -> None:
+    whole = (changeable.folder / WHEEL).stat().st_size
+    for step in ("package", "verify"):
+        done = changeable.run(step, weights="float16")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (changeable.folder / WHEEL).stat().st_size < whole
+    with zipfile.ZipFile(changeable.folder / WHEEL) as wheel:
+        data = wheel.read("en_bert_ner/en_bert_ner-1.0.0/transformer/model")
+    kept = changeable.folder / "training/tiny/model-best/transformer/model"
+    assert len(kept.read_bytes()) - len(data) > 2 * 20_000  # of some 20,000 weights two bytes each
+    done = changeable.run("package", weights="float8")
+    assert done.returncode == 2 and "float16" in done.stderr
 
 
 def test_a_wheel_that_gives_other_scores_is_refused(project: Project, tmp_path: Path) -> None:
