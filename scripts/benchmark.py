@@ -149,6 +149,8 @@ def load_spacy_transformers(job: Job) -> Contender:
     from spacy.util import load_model_from_config
     from thinc.api import Config
 
+    from scripts import functions  # noqa: F401 (registers the heads)
+
     config = Config().from_disk(Path(job.model) / "config.cfg", interpolate=False)
     config["nlp"]["batch_size"] = 64
     config["components"]["transformer"] |= {"max_batch_items": 4096, "model": default_transformer("")}

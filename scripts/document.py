@@ -29,13 +29,12 @@ def report(runs: list[Path]) -> str:
 
 
 def results(runs: list[Path]) -> str:
-    """A table in Markdown with a row for each run, then one for each label.
+    """Tables in Markdown with a row for each run: as shipped, under other conditions; then scores by label.
 
     runs (list[Path]): Folders with test.json, evaluation.json and package.json.
     RAISES (StepError): If one has no results.
     """
-    rows = []
-    labels = []
+    rows, conditions, labels = [], [], []
     for path in runs:
         test, evaluation, package = (read_json(path / f"{name}.json") for name in ("test", "evaluation", "package"))
         if not (test and evaluation and package):
@@ -53,6 +52,15 @@ def results(runs: list[Path]) -> str:
         rows.append(
             f"| `{path.name}` | {evaluation['corpus']} | {evaluation['encoder']} | {' | '.join(figures)} | {made} |"
         )
+        tested = evaluation["test"]
+        calibration = tested["calibration"]
+        figures = [percent(tested[name]["ents_f"]) for name in ("gold_sentences", "lower", "upper", "raw")]
+        figures += [percent(tested["raw"]["token_f"]), f"{calibration['expected_calibration_error']:.3f}"]
+        figures += [
+            f"{calibration['threshold']:.2f}",
+            *(percent(calibration[name]) for name in ("precision", "recall")),
+        ]
+        conditions.append(f"| `{path.name}` | {' | '.join(figures)} |")
         scores = ", ".join(f"{label} {' / '.join(figures)}" for label, *figures in score_rows(test)[:-1])
         labels.append(f"- `{path.name}`, test, precision / recall / F by label: {scores}.")
     return "\n".join(
@@ -61,6 +69,11 @@ def results(runs: list[Path]) -> str:
             "| part of speech | training, wheel |",
             "|---|---|---|---|---|---|---|---|---|---|",
             *rows,
+            "",
+            "| run, test | F, gold sentences | all lower case | ALL UPPER CASE | raw text | F of its tokens "
+            "| calibration error | threshold for 97% on dev | precision there | recall there |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *conditions,
             "",
             *labels,
         ]

@@ -7,24 +7,45 @@ the project or from another wheel, is harmless.
 from __future__ import annotations
 
 import itertools
+import math
 import os
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from spacy.lang.char_classes import ALPHA, ALPHA_LOWER, ALPHA_UPPER, CONCAT_QUOTES, LIST_ELLIPSES, LIST_ICONS
 from spacy.language import Language
+from spacy.ml.featureextractor import FeatureExtractor
+from spacy.pipeline import TrainablePipe
+from spacy.tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
 from spacy.tokens import Doc, Span
-from spacy.training import Corpus, Example
-from spacy.util import registry
+from spacy.training import Corpus, Example, validate_examples, validate_get_examples
+from spacy.util import compile_infix_regex, registry
+from spacy.vocab import Vocab
 from spacy_transformers import registry as transformers_registry
 from spacy_transformers.data_classes import FullTransformerBatch, HFObjects, WordpieceBatch
 from spacy_transformers.layers.transformer_model import TransformerModel, set_pytorch_transformer
 from spacy_transformers.layers.transformer_model import forward as forward_transformer
-from thinc.api import Model, Optimizer, get_torch_default_device
+from thinc.api import (
+    HashEmbed,
+    Maxout,
+    Model,
+    NumpyOps,
+    Optimizer,
+    Softmax_v2,
+    chain,
+    concatenate,
+    get_torch_default_device,
+    list2ragged,
+    ragged2list,
+    with_array,
+)
 from thinc.layers.pytorchwrapper import forward
+from thinc.types import Floats2d
 from torch.optim.adamw import adamw
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -74,13 +95,85 @@ def create_tagger_remover(path: Path) -> Callable[[Language], Language]:
     return remove_tagger
 
 
+@registry.tokenizers("bert_ner.Tokenizer.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_tokenizer() -> Callable[[Language], Tokenizer]:
+    """The language's own tokenizer, but what hyphens, slashes, colons or digits join stays one token.
+
+    So do newswire corpora: Italian-owned, 8-6, 1996-08-22, 10:30. Nor are there emoticons, which take the bracket off
+    `(12-8)`.
+
+    RETURNS (Callable[[Language], Tokenizer]): What makes the tokenizer of a pipeline.
+    """
+    infixes = [
+        *LIST_ELLIPSES,
+        *LIST_ICONS,
+        rf"(?<=[{ALPHA_LOWER}{CONCAT_QUOTES}])\.(?=[{ALPHA_UPPER}{CONCAT_QUOTES}])",
+        rf"(?<=[{ALPHA}]),(?=[{ALPHA}])",
+        r"--+",
+    ]
+
+    def create(nlp: Language) -> Tokenizer:
+        tokenizer = registry.tokenizers.get("spacy.Tokenizer.v1")()(nlp)
+        tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
+        tokenizer.rules = {
+            text: parts
+            for text, parts in tokenizer.rules.items()
+            if any(character.isalpha() or character.isspace() or character in "'\u2019" for character in text)
+        }
+        return tokenizer
+
+    return create
+
+
+@registry.batchers("bert_ner.batches.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_batcher(
+    batcher: Callable[[Iterable[Example]], Iterable[list[Example]]], lower: float, upper: float
+) -> Callable[[Iterable[Example]], Iterator[list[Example]]]:
+    """Batch the training examples of an epoch, some of them in lower or in upper case, and shuffle the batches.
+
+    What learns from case must not depend on it. Other examples are changed each time; their tokens stay what they are,
+    while spaCy's own augmenters tokenise again. spaCy's batchers of equal lengths give one length after the other, and
+    documents of one length are often alike: tables, or news in brief.
+
+    batcher (Callable[[Iterable[Example]], Iterable[list[Example]]]): What makes the batches.
+    lower, upper (float): The shares of the examples to change, from 0 to 1.
+    RETURNS (Callable[[Iterable[Example]], Iterator[list[Example]]]): The batcher.
+    """
+
+    def change(example: Example) -> Example:
+        draw = random.random()
+        if draw >= lower + upper:
+            return example
+        case = str.lower if draw < lower else str.upper
+        return Example(*(recase(doc, case) for doc in (example.predicted, example.reference)))
+
+    def batch(examples: Iterable[Example]) -> Iterator[list[Example]]:
+        batches = list(batcher(map(change, examples)))
+        random.shuffle(batches)
+        return iter(batches)
+
+    return batch
+
+
+def recase(doc: Doc, case: Callable[[str], str]) -> Doc:
+    """A copy of a document with other words in place of its own, and the same annotation of tokens and entities.
+
+    doc (Doc): The document.
+    case (Callable[[str], str]): What gives for a word the other one.
+    RETURNS (Doc): The copy.
+    """
+    words, spaces = [case(token.text) for token in doc], [bool(token.whitespace_) for token in doc]
+    attributes: list[int | str] = ["TAG", "POS", "SENT_START", "ENT_IOB", "ENT_TYPE"]
+    return Doc(doc.vocab, words=words, spaces=spaces).from_array(attributes, doc.to_array(attributes))
+
+
 @transformers_registry.span_getters("bert_ner.windows.v1")  # type: ignore[untyped-decorator,unused-ignore]
 def create_windows(size: int, overlap: int) -> Callable[[list[Doc]], list[list[Span]]]:
     """Cut each document into the fewest windows of at most `size` tokens, all as long as each other but for one token.
 
     Equal windows leave no short rest without context, and need less padding.
 
-    size (int): The most tokens in a window. The encoder takes 512 wordpieces; what exceeds them is lost.
+    size (int): The most tokens in a window.
     overlap (int): How many tokens a window shares with the next, below `size`; their vectors are averaged.
     RETURNS (Callable[[list[Doc]], list[list[Span]]]): For each document its windows, none for an empty one.
     RAISES (ValueError): If the overlap is not between 0 and `size`.
@@ -101,26 +194,38 @@ def create_windows(size: int, overlap: int) -> Callable[[list[Doc]], list[list[S
 
 @registry.optimizers("bert_ner.Adam.v1")  # type: ignore[untyped-decorator,unused-ignore]
 def create_optimizer(
-    learn_rate: Any, beta1: float, beta2: float, eps: float, weight_decay: float, grad_clip: float
+    learn_rate: Any,
+    head_factor: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_clip: float,
 ) -> Optimizer:
     """thinc's `Adam.v1` with decoupled weight decay, computed on CPUs by PyTorch's fused kernel.
 
-    It is the same update up to rounding, in one pass over the memory by all threads instead of five by one.
+    It is the same update up to rounding, in one pass over the memory by all threads instead of five by one. Layers that
+    start from random weights learn faster than the encoder, which is to keep most of what it knows.
 
-    learn_rate (float or an iterator of floats): Learning rate, or its schedule.
+    learn_rate (float or an iterator of floats): Learning rate of the encoder, or its schedule.
+    head_factor (float): By how much that of all other layers is higher.
     beta1, beta2, eps, weight_decay (float): See Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
     grad_clip (float): The largest norm of the gradient of a parameter, above 0.
     RETURNS (Optimizer): The optimizer.
     """
-    return _FusedAdam(
+    optimizer = _FusedAdam(
         learn_rate, L2=weight_decay, beta1=beta1, beta2=beta2, eps=eps, grad_clip=grad_clip, use_averages=False
     )
+    optimizer.head_factor = head_factor
+    return optimizer
 
 
 class _FusedAdam(Optimizer):  # type: ignore[misc,unused-ignore]
-    __slots__ = ()
+    __slots__ = ("head_factor",)
 
     def __call__(self, key: tuple[int, str], weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> tuple[Any, Any]:
+        if "." not in key[1]:  # thinc names a parameter by a letter, PyTorch by the path of its module
+            lr_scale *= self.head_factor
         if not isinstance(weights, np.ndarray) or not weights.size:
             updated: tuple[Any, Any] = super().__call__(key, weights, gradient, lr_scale=lr_scale)
             return updated
@@ -149,6 +254,370 @@ class _FusedAdam(Optimizer):  # type: ignore[misc,unused-ignore]
         self.nr_update[key] += 1
         slope.zero_()
         return weights, gradient
+
+
+@registry.architectures("bert_ner.CaseAndDocument.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_case_and_document(
+    encoder: Model[list[Doc], list[Floats2d]],
+    attrs: list[str],
+    rows: list[int],
+    embed_width: int,
+    document: bool,
+    width: int,
+) -> Model[list[Doc], list[Floats2d]]:
+    """Put beside the vectors of an encoder what it does not see, and mix all by a maxout layer.
+
+    Case: an uncased encoder knows no capitals, which English names are made of. Embeddings of the shape, the first
+    letter and the ending of a word give them back, as in the networks before BERT (Collobert et al. 2011,
+    https://arxiv.org/abs/1103.0398).
+
+    Document: the mean of the vectors of a word wherever it occurs in the document, so that a clear mention helps an
+    unclear one (Akbik et al. 2019, https://aclanthology.org/N19-1078, pool over a corpus, and do not learn through it).
+
+    encoder (Model[list[Doc], list[Floats2d]]): For each document the vectors of its tokens, (tokens, encoder's width).
+    attrs (list[str]): The attributes of tokens to embed, or none to do without.
+    rows (list[int]): For each the rows of its hash table.
+    embed_width (int): Of each embedding.
+    document (bool): Whether to use the document.
+    width (int): Of the result, (tokens, width).
+    RETURNS (Model[list[Doc], list[Floats2d]]): The model.
+    """
+    parts = [_with_word_means(encoder) if document else encoder]
+    if attrs:
+        tables = [HashEmbed(embed_width, n, column=column, seed=column) for column, n in enumerate(rows)]
+        embed = with_array(concatenate(*tables) if len(tables) > 1 else tables[0])
+        parts.append(chain(FeatureExtractor(attrs), list2ragged(), embed, ragged2list()))
+    mix = with_array(Maxout(width, nP=3, init_W=_init_uniform, normalize=True, dropout=0.0))
+    if isinstance(mix.ops, NumpyOps):
+        mix._to_ops(_ThreadedOps())
+    model: Model[list[Doc], list[Floats2d]] = chain(concatenate(*parts) if attrs else parts[0], mix)
+    model.set_dim("nO", width)
+    return model
+
+
+class _ThreadedOps(NumpyOps):  # type: ignore[misc,unused-ignore]
+    """thinc's operations on CPUs, with matrix products by PyTorch: in all threads, where thinc uses one."""
+
+    def gemm(self, x: Any, y: Any, out: Any = None, trans1: bool = False, trans2: bool = False) -> Any:
+        left, right = torch.from_numpy(x), torch.from_numpy(y)
+        product = torch.mm(left.T if trans1 else left, right.T if trans2 else right).numpy()
+        if out is None:
+            return product
+        out[:] = product
+        return out
+
+
+@registry.architectures("bert_ner.Tagger.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_tagger(tok2vec: Model[list[Doc], list[Floats2d]], grad_factor: float) -> Model[list[Doc], list[Floats2d]]:
+    """`spacy.Tagger.v2` from random weights, and with probabilities.
+
+    From zero weights, as there, no gradient reaches the encoder at first: after 60 steps the loss was twice as high.
+
+    tok2vec (Model[list[Doc], list[Floats2d]]): For each document the vectors of its tokens, (tokens, width).
+    grad_factor (float): What share of the gradient goes on to `tok2vec`, for a task that others shall not suffer from.
+    RETURNS (Model[list[Doc], list[Floats2d]]): For each document the probabilities of the tags, (tokens, tags).
+    """
+    softmax = Softmax_v2(nI=tok2vec.get_dim("nO"), init_W=_init_uniform)
+    model: Model[list[Doc], list[Floats2d]] = chain(tok2vec, _scale_gradient(grad_factor), with_array(softmax))
+    model.set_ref("softmax", softmax)
+    return model
+
+
+def _scale_gradient(factor: float) -> Model[list[Floats2d], list[Floats2d]]:
+    def forward_unchanged(model: Model, X: list[Floats2d], is_train: bool) -> tuple[list[Floats2d], Callable[..., Any]]:
+        return X, lambda d_output: [factor * gradient for gradient in d_output]
+
+    return Model("scale_gradient", forward_unchanged)
+
+
+def _init_uniform(ops: Any, shape: tuple[int, ...]) -> Any:
+    """PyTorch's weights for a linear layer. thinc's for a maxout layer are four times as large."""
+    bound = shape[-1] ** -0.5
+    return ops.asarray_f(np.random.uniform(-bound, bound, shape))
+
+
+def _with_word_means(encoder: Model[list[Doc], list[Floats2d]]) -> Model[list[Doc], list[Floats2d]]:
+    """Append to the vector of each token the mean over the tokens of its document that are the same but for case."""
+
+    def forward_means(model: Model, docs: list[Doc], is_train: bool) -> tuple[list[Floats2d], Callable[..., Any]]:
+        ops = model.ops
+        vectors, backprop = model.layers[0](docs, is_train)
+        lengths = [len(doc) for doc in docs]
+        found = [np.unique(doc.to_array("LOWER"), return_inverse=True, return_counts=True)[1:] for doc in docs]
+        firsts = np.cumsum([0, *(len(counts) for _, counts in found)])  # number of the first word of each document
+        word = np.concatenate([first + numbers for first, (numbers, _) in zip(firsts[:-1], found, strict=True)])
+        order, word = ops.asarray1i(np.argsort(word, kind="stable")), ops.asarray1i(word)
+        counts = ops.asarray1i(np.concatenate([counts for _, counts in found]))
+        flat = ops.flatten(vectors)
+        means = ops.reduce_mean(flat[order], counts)[word]
+
+        def backprop_means(d_output: list[Floats2d]) -> Any:
+            d_flat = ops.flatten(d_output)
+            width = d_flat.shape[1] // 2
+            d_means = ops.reduce_sum(ops.as_contig(d_flat[order, width:]), counts)
+            d_vectors = ops.as_contig(d_flat[:, :width])
+            d_vectors[order] += ops.backprop_reduce_mean(d_means, counts)
+            return backprop(ops.unflatten(d_vectors, lengths))
+
+        return ops.unflatten(ops.xp.hstack((flat, means)), lengths), backprop_means
+
+    def initialize(model: Model, X: Any = None, Y: Any = None) -> Model:
+        model.layers[0].initialize(X=X)
+        return model
+
+    return Model("with_word_means", forward_means, init=initialize, layers=[encoder])
+
+
+def _register_factory(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Unlike other registries, spaCy's of factories refuses a second wheel with the same function."""
+    if Language.has_factory("bert_ner_v1"):
+        return function
+    return Language.factory(
+        "bert_ner_v1",
+        assigns=["doc.ents", "token.ent_iob", "token.ent_type", "span._.score"],
+        default_config={"scorer": {"@scorers": "spacy.ner_scorer.v1"}},
+        default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
+        func=function,
+    )
+
+
+@_register_factory
+def create_entity_recognizer(
+    nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]], scorer: Callable[..., Any] | None
+) -> EntityRecognizer:
+    """An EntityRecognizer.
+
+    model (Model[list[Doc], list[Floats2d]]): As `bert_ner.Tagger.v1`.
+    scorer (Callable | None): How to score, by default as spaCy's `ner`.
+    """
+    return EntityRecognizer(nlp.vocab, model, name, scorer)
+
+
+class EntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
+    """Named entities from the probabilities of BILUO tags, each with a score: `ent._.score`.
+
+    Among the sequences of tags that are legal, it takes the most probable one (Viterbi). The score of an entity is its
+    posterior: of the probability of all legal sequences, the share of those with exactly this span and label
+    (forward-backward, Rabiner 1989). `calibrate` makes it mean how often that is right.
+
+    vocab (Vocab): The vocabulary.
+    model (Model[list[Doc], list[Floats2d]]): Gives (tokens, tags), float32, each row with the sum 1.
+    name (str): Of the component.
+    scorer (Callable | None): How to score.
+    """
+
+    def __init__(
+        self, vocab: Vocab, model: Model[list[Doc], list[Floats2d]], name: str, scorer: Callable[..., Any] | None
+    ) -> None:
+        self.vocab = vocab
+        self.model = model
+        self.name = name
+        self.scorer = scorer
+        self.cfg: dict[str, Any] = {"labels": []}
+        if not Span.has_extension("score"):
+            Span.set_extension("score", default=None)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of entities, sorted."""
+        return tuple(self.cfg["labels"])
+
+    @property
+    def label_data(self) -> list[str]:
+        """The same, as `initialize` takes them."""
+        return list(self.labels)
+
+    @property
+    def tags(self) -> list[str]:
+        """O, and four for each label, in the order of the model's output."""
+        return ["O", *(f"{kind}-{label}" for label in self.labels for kind in "BILU")]
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        labels: Iterable[str] | None = None,
+    ) -> None:
+        """Take the labels, and make the model fit.
+
+        get_examples (Callable[[], Iterable[Example]]): Gives some examples.
+        labels (Iterable[str] | None): All labels, or None for those of the examples.
+        RAISES (ValueError): If there is no label.
+        """
+        validate_get_examples(get_examples, "EntityRecognizer.initialize")
+        examples = list(get_examples())
+        if labels is None:
+            labels = {ent.label_ for example in examples for ent in example.reference.ents}
+        self.cfg["labels"] = sorted(labels)
+        if not self.labels:
+            raise ValueError(f"The corpus has no entity to train {self.name!r} on.")
+        docs = [example.x for example in examples[:10]]
+        tags = [self.model.ops.alloc2f(len(doc), len(self.tags)) for doc in docs]
+        self.model.initialize(X=docs, Y=tags)
+
+    def predict(self, docs: Iterable[Doc]) -> list[np.ndarray]:
+        """The probabilities of the tags.
+
+        docs (Iterable[Doc]): The documents.
+        RETURNS (list[np.ndarray]): For each (tokens, tags), float32.
+        """
+        docs = list(docs)
+        if not any(map(len, docs)):
+            return [np.zeros((0, len(self.tags)), dtype="float32") for _ in docs]
+        return [self.model.ops.to_numpy(probabilities) for probabilities in self.model.predict(docs)]
+
+    def set_annotations(self, docs: Iterable[Doc], scores: list[np.ndarray]) -> None:
+        """Set the entities and their scores. No entity crosses the start of a sentence.
+
+        docs (Iterable[Doc]): The documents.
+        scores (list[np.ndarray]): What `predict` gave for them.
+        """
+        docs = list(docs)
+        for doc, found in zip(docs, find_entities(scores, sentence_starts(docs)), strict=True):
+            ents = [Span(doc, start, end, self.labels[label]) for start, end, label, _ in found]
+            for ent, (*_, score) in zip(ents, found, strict=True):
+                ent._.score = score
+            doc.set_ents(ents)
+
+    def get_loss(self, examples: Iterable[Example], scores: list[Floats2d]) -> tuple[float, list[Floats2d]]:
+        """Cross entropy of the tags, in natural logarithms, summed over the tokens whose tag is known.
+
+        examples (Iterable[Example]): The examples.
+        scores (list[Floats2d]): The model's output for them.
+        RETURNS (tuple[float, list[Floats2d]]): The loss, and its gradient by the logits.
+        """
+        examples = list(examples)
+        validate_examples(examples, "EntityRecognizer.get_loss")
+        numbers = {tag: number for number, tag in enumerate(self.tags)}
+        loss, gradients = 0.0, []
+        for example, probabilities in zip(examples, scores, strict=True):
+            gold = np.array([numbers.get(tag or "-", -1) for tag in example.get_aligned_ner()], dtype="int64")
+            known = np.flatnonzero(gold >= 0)
+            gradient = self.model.ops.xp.zeros_like(probabilities)
+            gradient[known] = probabilities[known]
+            gradient[known, gold[known]] -= 1
+            gradients.append(gradient)
+            loss -= float(self.model.ops.xp.log(probabilities[known, gold[known]] + 1e-10).sum())
+        return loss, gradients
+
+    def calibrate(
+        self, docs: list[Doc], probabilities: list[np.ndarray], gold: list[set[tuple[int, int, str]]]
+    ) -> float:
+        """Choose the temperature of the softmax by which scores say best which entities are right.
+
+        One number, that of the lowest cross entropy (Guo et al. 2017, https://arxiv.org/abs/1706.04599). It changes no
+        entity.
+
+        docs (list[Doc]): Documents that were not trained on, as the pipeline gives them to this component.
+        probabilities (list[np.ndarray]): What `predict` gives for them at the present temperature.
+        gold (list[set[tuple[int, int, str]]]): Their entities: first token, token after the last, label.
+        RETURNS (float): The temperature.
+        """
+        softmax = self.model.get_ref("softmax")
+        logs = [np.log(np.maximum(array, 1e-30)) * softmax.attrs["softmax_temperature"] for array in probabilities]
+        starts = sentence_starts(docs)
+
+        def cost(temperature: float) -> float:
+            arrays = [_softmax(array / temperature) for array in logs]
+            return -sum(
+                math.log(max(score if (start, end, self.labels[label]) in right else 1 - score, 1e-6))
+                for found, right in zip(find_entities(arrays, starts), gold, strict=True)
+                for start, end, label, score in found
+            )
+
+        temperature = min(np.geomspace(0.5, 4, 25).tolist(), key=cost)
+        softmax.attrs["softmax_temperature"] = temperature
+        return float(temperature)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials: np.ndarray = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
+
+
+def sentence_starts(docs: Iterable[Doc]) -> list[np.ndarray]:
+    """For each document whether a token starts a sentence, shape (tokens,), bool."""
+    return [doc.to_array("SENT_START") == 1 for doc in docs]
+
+
+def find_entities(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> list[list[tuple[int, int, int, float]]]:
+    """The entities of the most probable legal sequence of BILUO tags of each document, and their posteriors.
+
+    Where it is certain to one in a million that no entity goes on, the sequences are cut too, and the pieces of all
+    documents are computed together, token by token.
+
+    probabilities (list[np.ndarray]): For each document (tokens, 1 + 4 · labels), float: O, then B, I, L, U of each
+        label.
+    starts (list[np.ndarray]): For each document (tokens,), bool: where no entity goes on from the token before.
+    RETURNS (list[list[tuple[int, int, int, float]]]): First token, token after the last, number of the label, score
+        above 0, at most 1.
+    """
+    found: list[list[tuple[int, int, int, float]]] = [[] for _ in probabilities]
+    lengths = [len(array) for array in probabilities]
+    if not sum(lengths):
+        return found
+    owner, offsets = np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths])
+    logs = np.log(np.maximum(np.concatenate(probabilities).astype("float64"), 1e-30))
+    begin, inside, last, unit = (logs[:, kind::4] for kind in (1, 2, 3, 4))
+    alone = np.concatenate((logs[:, :1], unit), axis=1)  # tags of a token that no entity joins to another
+    shut = np.exp(alone).sum(1) > 1 - 1e-6
+    cut = np.concatenate(starts)
+    cut[offsets[:-1][np.array(lengths) > 0]] = True
+    cut |= shut
+    cut[1:] |= shut[:-1]
+    pieces = np.flatnonzero(cut)
+    sizes = np.diff([*pieces, len(logs)])
+    certain = shut[pieces] & (alone[pieces].argmax(1) == 0)  # surely O: nothing to find
+    pieces, sizes = pieces[~certain], sizes[~certain]
+    order = np.argsort(-sizes, kind="stable")
+    pieces, sizes = pieces[order], sizes[order]
+
+    # Outside of entities, and in an open entity of each label: the sum over all sequences so far, and the best
+    count, labels = len(pieces), unit.shape[1]
+    closed, opened = np.zeros((2, count)), np.full((2, count, labels), -np.inf)
+    before = np.zeros(len(logs))
+    from_closed, from_open = np.zeros(len(logs), dtype=int), np.zeros((len(logs), labels), dtype=bool)
+    for step in range(sizes.max(initial=0)):
+        n = int((sizes > step).sum())
+        rows = pieces[:n] + step
+        before[rows] = closed[0, :n]
+        ending = np.concatenate((closed[:, :n, None] + alone[rows], opened[:, :n] + last[rows]), axis=2)
+        going = np.stack((closed[:, :n, None] + begin[rows], opened[:, :n] + inside[rows]), axis=3)
+        from_closed[rows], from_open[rows] = ending[1].argmax(1), going[1].argmax(2)
+        closed[:, :n] = np.logaddexp.reduce(ending[0], axis=1), ending[1].max(1)
+        opened[:, :n] = np.logaddexp.reduce(going[0], axis=2), going[1].max(2)
+    total = closed[0]
+
+    after, shutting, opening = np.zeros(len(logs)), np.zeros(count), np.full((count, labels), -np.inf)
+    for step in reversed(range(sizes.max(initial=0))):
+        n = int((sizes > step).sum())
+        rows = pieces[:n] + step
+        after[rows] = shutting[:n]
+        ending = np.concatenate((shutting[:n, None] + alone[rows], opening[:n] + begin[rows]), axis=1)
+        opening[:n] = np.logaddexp(shutting[:n, None] + last[rows], opening[:n] + inside[rows])
+        shutting[:n] = np.logaddexp.reduce(ending, axis=1)
+
+    for piece, (start, size) in enumerate(zip(pieces, sizes, strict=True)):
+        end = start + size
+        while end > start:
+            row = end - 1
+            choice = from_closed[row]
+            if choice:
+                label = (choice - 1) % labels
+                weight = unit[row, label]
+                if choice > labels:
+                    weight = last[row, label]
+                    row -= 1
+                    while from_open[row, label]:
+                        weight += inside[row, label]
+                        row -= 1
+                    weight += begin[row, label]
+                score = min(1.0, float(np.exp(before[row] + weight + after[end - 1] - total[piece])))
+                offset = offsets[owner[row]]
+                found[owner[row]].append((int(row - offset), int(end - offset), int(label), score))
+            end = row
+    return [sorted(entities) for entities in found]
 
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
@@ -202,9 +671,30 @@ def _forward_windows(
     get_spans: Any, get_spans_in_training: Any, model: Model, docs: list[Doc], is_train: bool
 ) -> tuple[FullTransformerBatch, Callable[..., Any]]:
     """The forward pass of spacy-transformers' TransformerModel, which takes the windows from model.attrs."""
-    model.attrs["get_spans"] = get_spans_in_training if is_train else get_spans
+    model.attrs["get_spans"] = partial(_fit_windows, get_spans_in_training if is_train else get_spans, model.tokenizer)
     result: tuple[FullTransformerBatch, Callable[..., Any]] = forward_transformer(model, docs, is_train)
     return result
+
+
+def _fit_windows(get_spans: Any, tokenizer: Any, docs: list[Doc]) -> list[list[Span]]:
+    """Windows, halved until the encoder takes all their wordpieces: it would lose the last ones.
+
+    A token alone may still have too many, and loses its own.
+    """
+    windows = [list(spans) for spans in get_spans(docs)]
+    limit = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    suspects = [(spans, span) for spans in windows for span in spans if len(span) > 1 and len(span.text) > limit]
+    while suspects:
+        texts = [span.text for _, span in suspects]
+        found = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)  # without lists for Python
+        halves = []
+        for (spans, span), wordpieces in zip(suspects, found, strict=True):
+            if sum(wordpieces.attention_mask) > limit:
+                i, middle = spans.index(span), len(span) // 2
+                spans[i : i + 1] = [span[:middle], span[middle:]]
+                halves += [(spans, half) for half in spans[i : i + 2] if len(half) > 1]
+        suspects = halves
+    return windows
 
 
 def resolve_precision(asked: str, on_gpu: bool) -> str:

@@ -58,7 +58,11 @@ Version {version}. Components: {components}. Labels: {labels}.
 {rows}
 
 Scored by `spacy evaluate`: exact spans and labels, sentences found by the pipeline. With the sentences of the corpus,
-as the literature reports it: F {gold_f}. Sentences: F {sents_f}.{tag_acc}
+as the literature reports it: F {gold_f}; all in lower case {lower_f}, in upper case {upper_f}; from raw text {raw_f}.
+Sentences: F {sents_f}.{tag_acc}
+
+`ent._.score`, above 0 and at most 1, says how likely exactly this span and label is right: expected calibration error
+{calibration_error:.3f}. Down to a score of {threshold:.2f}, precision is {precision} and recall {recall}.
 
 ## Training
 
@@ -124,6 +128,7 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any])
     """
     corpus, encoder = meta["sources"]
     counts, training = evaluation["counts"]["train"], evaluation["training"]
+    scores = evaluation["test"]["calibration"]
     return CARD.format(
         package=f"en_{meta['name']}",
         version=meta["version"],
@@ -132,6 +137,11 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any])
         labels=", ".join(sorted(meta["labels"]["ner"])),
         rows="\n".join(f"| {' | '.join(row)} |" for row in score_rows(test)),
         gold_f=percent(evaluation["test"]["gold_sentences"]["ents_f"]),
+        **{f"{name}_f": percent(evaluation["test"][name]["ents_f"]) for name in ("lower", "upper", "raw")},
+        calibration_error=scores["expected_calibration_error"],
+        threshold=scores["threshold"],
+        precision=percent(scores["precision"]),
+        recall=percent(scores["recall"]),
         sents_f=percent(test.get("sents_f")),
         tag_acc=f" Part-of-speech tags: accuracy {percent(test['tag_acc'])}." if test.get("tag_acc") else "",
         corpus=corpus["name"],

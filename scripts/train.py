@@ -18,14 +18,15 @@ from filelock import FileLock, Timeout
 from spacy.cli._util import import_code
 from spacy.cli.train import train as spacy_train
 from spacy.tokens import DocBin
-from spacy.util import registry
+from spacy.util import minibatch, registry
 from thinc.api import Config
 from wasabi import msg
 
 from scripts.steps import StepError, claim, installed, read_json, replace, run, sha256, write_json
 
 BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
-EPOCHS = 6
+EPOCHS = 8
+HEAD_RATE = 1e-3  # of layers that start from random weights, whatever the encoder
 FEWEST_STEPS = 400  # below which a small corpus has more epochs
 EVALUATIONS = 8
 
@@ -93,6 +94,7 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
 
     - Learning rate: 5e-5 for the width of BERT-base, 768 (Devlin et al. 2019 recommend 2e-5 to 5e-5); by the inverse
       square of the width for others, which gives 2e-4 for 384; at most 5e-4.
+    - By how much the rate of other layers is higher: so that it is HEAD_RATE.
     - Words in a batch: 1,500, and for a small corpus fewer, so that an epoch has 25 steps, but at least 300.
     - Epochs: EPOCHS, and for a small corpus more, until there are FEWEST_STEPS.
 
@@ -107,7 +109,7 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     words = sum(map(len, docs))
     width = read_json(encoder / "config.json")["hidden_size"]
     size = int(_number("batch_words", batch_words, min(1500, max(300, words // 25))))
-    batcher = Config().from_disk(config)["training"]["batcher"] | {"size": size}
+    batcher = Config().from_disk(config)["training"]["batcher"]["batcher"] | {"size": size}
     steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
     passes = _number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
     evaluations = min(EVALUATIONS, math.ceil(passes))
@@ -119,7 +121,8 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
         "paths.encoder": str(encoder),
         "training.max_steps": total,
         "training.eval_frequency": every,
-        "training.batcher.size": size,
+        "training.batcher.batcher.size": size,
+        "training.optimizer.head_factor": HEAD_RATE / rate,
         "training.optimizer.learn_rate.initial_rate": rate,
         "training.optimizer.learn_rate.warmup_steps": total // 10,
         "training.optimizer.learn_rate.total_steps": total,  # spaCy interpolates nothing here
@@ -188,15 +191,43 @@ def train_anew(config: Path, folder: Path, made_from: dict[str, Any], overrides:
     )
     began = time.monotonic()
     spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides)
+    temperature = calibrate(unfinished / BEST, Path(overrides["paths.dev"]))
     record = {
         "made_from": made_from,
         "resumed": start.exists(),
+        "temperature": temperature,
         "device": torch.cuda.get_device_name(gpu_id) if gpu_id >= 0 else "CPU",
         "seconds": round(time.monotonic() - began),
         "versions": installed(),
     }
     write_json(unfinished / BEST / "origin.json", record)
     publish(unfinished / BEST, folder / BEST)
+
+
+def calibrate(model: Path, dev: Path) -> float:
+    """Make the scores of entities mean how often they are right, by the dev corpus.
+
+    model (Path): The trained pipeline, with a component `ner`. That is changed.
+    dev (Path): The .spacy file.
+    RETURNS (float): The temperature chosen.
+    """
+    nlp = spacy.load(model)
+    recognizer: Any = nlp.get_pipe("ner")
+    before: list[Any] = [pipe for name, pipe in nlp.pipeline[: nlp.pipe_names.index("ner")]]
+    docs, probabilities, gold = [], [], []
+    reader = registry.readers.get("bert_ner.Corpus.v1")(dev, sentence_starts=False)
+    for examples in minibatch(reader(nlp), 32):  # type: ignore[no-untyped-call,unused-ignore]
+        batch = [example.x for example in examples]
+        for pipe in before:
+            batch = list(pipe.pipe(batch))
+        docs += batch
+        probabilities += recognizer.predict(batch)
+        gold += [{(e.start, e.end, e.label_) for e in eg.get_aligned_ents_and_ner()[0]} for eg in examples]
+        for doc in batch:
+            doc._.trf_data = None  # which is large
+    temperature: float = recognizer.calibrate(docs, probabilities, gold)
+    recognizer.to_disk(model / "ner", exclude=["vocab"])
+    return temperature
 
 
 def find_whole(folder: Path) -> Path | None:

@@ -39,7 +39,7 @@ def test_the_table_of_commands_in_the_readme_is_that_of_the_project(tmp_path: Pa
 
 def test_results_of_a_new_run(project: Project) -> None:
     table = results([project.folder / "metrics" / "tiny"])
-    assert table.count("\n|") == 2 and "| `tiny` | sample | tiny |" in table
+    assert table.count("\n|") == 5 and "| `tiny` | sample | tiny |" in table
 
 
 def test_a_benchmark_becomes_tables(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from spacy.util import import_file, load_config, load_model_from_config, registry
-from thinc.api import Adam
+from thinc.api import Adam, Model
 
 from scripts import functions
 from scripts.convert import convert
@@ -84,6 +85,17 @@ def pipeline(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> La
     return made
 
 
+@pytest.mark.parametrize("blob", ["a" * 5000, "-" * 5000, "\n" * 1000, "q9+/" * 500, "1 2. " * 300, "Mira " * 3])
+def test_a_long_token_does_not_corrupt_its_neighbours(pipeline: Language, blob: str) -> None:
+    """spaCy issue 12622: all that follows in a window was lost."""
+    words_ = ["Mira", "left", "Turku", blob, "and", "Oslo", "slept", "."]
+    doc = Doc(pipeline.vocab, words=words_)
+    model = pipeline.get_pipe("transformer").model  # type: ignore[attr-defined]
+    for data in (model.predict([doc]).doc_data[0], model.begin_update([doc])[0].doc_data[0]):
+        assert [bool(length) for length in data.align.lengths] == [not word.isspace() for word in words_]
+    assert pipeline("Mira left Turku " + blob + " and Oslo slept.").has_annotation("ENT_IOB")
+
+
 @pytest.mark.parametrize("text", ["", "Turku", "  \n ", "Mira left Turku. " * 300])
 def test_texts_of_any_length_pass(pipeline: Language, text: str) -> None:
     doc = pipeline(text)
@@ -107,6 +119,159 @@ def test_known_sentence_starts_are_kept_and_no_entity_crosses_them(pipeline: Lan
     doc = pipeline(Doc(pipeline.vocab, words=words, sent_starts=[i % 2 == 0 for i in range(len(words))]))
     assert [sent.start for sent in doc.sents] == list(range(0, len(words), 2))
     assert all(len(ent) <= 2 and ent.start // 2 == (ent.end - 1) // 2 for ent in doc.ents)
+
+
+KINDS = ["O", *(f"{kind}{label}" for label in range(2) for kind in "BILU")]
+
+
+def read_tags(tags: tuple[str, ...], starts: list[bool]) -> list[tuple[int, int, int]] | None:
+    """The entities of a sequence of tags, or None if it is not legal."""
+    found, begun = [], None
+    for i, (tag, start) in enumerate(zip(tags, starts, strict=True)):
+        kind, label = tag[0], tag[1:]
+        if (begun is None) == (kind in "IL") or (begun and (start or label != begun[1])):
+            return None
+        if kind == "B":
+            begun = (i, label)
+        elif kind == "U":
+            found.append((i, i + 1, int(label)))
+        elif kind == "L" and begun:
+            found.append((begun[0], i + 1, int(label)))
+            begun = None
+    return None if begun else found
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sampled_from([1, 3, 8]))
+def test_entities_are_those_of_the_best_legal_sequence_and_scores_are_posteriors(
+    seed: int, lengths: list[int], sharpness: int
+) -> None:
+    """Against all sequences, one by one."""
+    random = np.random.default_rng(seed)
+    logits = [random.normal(size=(length, len(KINDS))) * sharpness for length in lengths]
+    probabilities = [functions._softmax(array).astype("float32") if len(array) else array for array in logits]
+    starts = [random.random(length) < 0.2 for length in lengths]
+    for array, cuts, entities in zip(
+        probabilities, starts, functions.find_entities(probabilities, starts), strict=True
+    ):
+        best: tuple[float, list[tuple[int, int, int]]] = (-1.0, [])
+        total, mass = 0.0, dict[tuple[int, ...], float]()
+        inner = [False, *map(bool, cuts[1:])][: len(cuts)]
+        for tags in itertools.product(range(len(KINDS)), repeat=len(array)):
+            found = read_tags(tuple(KINDS[tag] for tag in tags), inner)
+            if found is not None:
+                weight = float(np.prod([array[i, tag] for i, tag in enumerate(tags)]))
+                best = max(best, (weight, found))
+                total += weight
+                for entity in found:
+                    mass[entity] = mass.get(entity, 0) + weight
+        if total < 0.01:
+            continue  # among so improbable ones, what is cut off as one in a million may count
+        assert [entity[:3] for entity in entities] == best[1]
+        for *span, score in entities:
+            assert score == pytest.approx(mass[tuple(span)] / total, abs=1e-3) and 0 < score <= 1
+
+
+def test_every_entity_has_a_score_that_does_not_depend_on_the_batch(pipeline: Language) -> None:
+    nlp = copy_with(pipeline, "float32")
+    texts = [" ".join(ENGLISH.split()[i % 17 :] * (1 + i % 3)) for i in range(20)]
+    together = list(nlp.pipe(texts))
+    assert sum(len(doc.ents) for doc in together) > 20
+    for text, doc in zip(texts, together, strict=True):
+        alone = nlp(text)
+        assert [(ent.start, ent.end, ent.label_) for ent in alone.ents] == [
+            (ent.start, ent.end, ent.label_) for ent in doc.ents
+        ]
+        for here, there in zip(alone.ents, doc.ents, strict=True):
+            assert 0 < here._.score <= 1 and here._.score == pytest.approx(there._.score, abs=1e-3)
+
+
+def test_calibration_finds_the_temperature_that_was_lost(pipeline: Language) -> None:
+    recognizer = copy_with(pipeline, "float32").get_pipe("ner")
+    assert isinstance(recognizer, functions.EntityRecognizer)
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(4000, len(recognizer.tags))) * 2
+    logits[:, [i for i, tag in enumerate(recognizer.tags) if tag[0] in "BIL"]] = -50  # entities of one token
+    truth = functions._softmax(logits)
+    tags = [recognizer.tags[random.choice(len(row), p=row)] for row in truth]
+    gold = [{(i, i + 1, tag[2:]) for i, tag in enumerate(tags) if tag != "O"}]
+    doc = Doc(nlp.vocab, words=["a"] * len(tags))
+    assert recognizer.calibrate([doc], [functions._softmax(logits * 2)], gold) == pytest.approx(2, rel=0.15)
+
+
+def test_a_corpus_without_entities_is_refused(pipeline: Language) -> None:
+    recognizer = copy_with(pipeline, "float32").get_pipe("ner")
+    with pytest.raises(ValueError, match="no entity to train 'ner' on"):
+        recognizer.initialize(lambda: [Example.from_dict(nlp.make_doc("Turku sleeps"), {})])  # type: ignore[attr-defined]
+
+
+def test_tokens_whose_tag_is_not_known_are_not_learnt_from(pipeline: Language) -> None:
+    recognizer = copy_with(pipeline, "float32").get_pipe("ner")
+    assert isinstance(recognizer, functions.EntityRecognizer)
+    doc = nlp.make_doc("Mira left Turku")
+    example = Example.from_dict(doc, {"entities": ["U-PER", "-", "O"]})
+    probabilities = np.full((3, len(recognizer.tags)), 1 / len(recognizer.tags), dtype="float32")
+    loss, (gradient,) = recognizer.get_loss([example], [probabilities])
+    assert loss == pytest.approx(2 * np.log(len(recognizer.tags)), rel=1e-4)
+    assert not gradient[1].any() and gradient[0, recognizer.tags.index("U-PER")] < 0 and gradient[2, 0] < 0
+
+
+def test_the_vectors_of_a_word_are_averaged_over_its_document() -> None:
+    docs = [nlp.make_doc("the cat The dog cat"), nlp.make_doc(""), nlp.make_doc("The fox")]
+    random = np.random.default_rng(0)
+    vectors = [random.normal(size=(len(doc), 3)).astype("float32") for doc in docs]
+    caught: list[Any] = []
+    model = functions._with_word_means(Model("encoder", lambda model, docs, is_train: (vectors, caught.append)))
+    output, backprop = model(docs, is_train=True)
+    the, cat = (vectors[0][0] + vectors[0][2]) / 2, (vectors[0][1] + vectors[0][4]) / 2
+    np.testing.assert_allclose(output[0][:, 3:], [the, cat, the, vectors[0][3], cat], rtol=1e-6)
+    np.testing.assert_allclose(output[2], np.hstack((vectors[2], vectors[2])))
+    slopes = [random.normal(size=array.shape).astype("float32") for array in output]
+    backprop([slope.copy() for slope in slopes])
+
+    def total() -> float:
+        return sum(float((a * b).sum()) for a, b in zip(model.predict(docs), slopes, strict=True))
+
+    for vector, gradient in zip(vectors, caught[0], strict=True):
+        for place in np.ndindex(vector.shape):
+            vector[place] += 0.5
+            above = total()
+            vector[place] -= 1
+            assert above - total() == pytest.approx(gradient[place], abs=1e-4)
+            vector[place] += 0.5
+
+
+def test_what_newswire_writes_as_one_word_is_one_token(tmp_path: Path) -> None:
+    made = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v1"}}})
+    text = "(12-8) 1996-08-22 Mira 's Oslo-based St. Vik-Rud/Lie lost 6-4 7:30 in the U.S. , didn't she... ok"
+    expected = "( 12-8 ) 1996-08-22 Mira 's Oslo-based St. Vik-Rud/Lie lost 6-4 7:30 in the U.S. , did n't she ... ok"
+    made.to_disk(tmp_path / "made")
+    for pipe in (made, spacy.load(tmp_path / "made")):
+        assert [token.text for token in pipe(text)] == expected.split()
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda text: not text.isspace()), min_size=1, max_size=6))
+def test_recasing_keeps_the_tokens_and_their_annotation(words_: list[str]) -> None:
+    starts: list[bool | int | None] = [i % 2 == 0 for i in range(len(words_))]
+    doc = Doc(nlp.vocab, words=words_, tags=["NN"] * len(words_), sent_starts=starts, ents=["B-PER"] * len(words_))
+    for case in (str.lower, str.upper):
+        copied = functions.recase(doc, case)
+        assert [token.text for token in copied] == [case(word) for word in words_]
+        for before, after in zip(doc, copied, strict=True):
+            assert (after.tag_, after.ent_iob_, after.ent_type_) == (before.tag_, before.ent_iob_, before.ent_type_)
+            assert after.is_sent_start == before.is_sent_start
+
+
+def test_batches_hold_each_example_once_and_the_shares_in_other_case() -> None:
+    examples = [Example(doc, doc.copy()) for doc in nlp.pipe(f"Mira No{i} left" for i in range(400))]
+    plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=30, buffer=256, discard_oversize=False)
+    batches = list(functions.create_batcher(plain, lower=0.25, upper=0.25)(examples))
+    texts = [example.reference.text for batch in batches for example in batch]
+    assert sorted(text.lower() for text in texts) == sorted(example.reference.text.lower() for example in examples)
+    for case in (str.lower, str.upper):
+        assert 60 < sum(text == case(text) for text in texts) < 140
+    assert [text.lower() for text in texts] != [example.reference.text.lower() for example in examples]
+    assert all(example.predicted.text == example.reference.text for batch in batches for example in batch)
 
 
 ENGLISH = "Mira Solberg left Turku for Oslo on Monday , and Kenya beat Peru twice in Malta ."
@@ -156,11 +321,16 @@ def test_sub_batches_hold_each_sequence_once_and_keep_to_the_budget(lengths: lis
     assert all(len(batch) == 1 or len(batch) * lengths[batch[-1]] <= budget for batch in batches)
 
 
-def load_as(pipeline: Language, precision: str) -> Any:
-    """The transformer's model of a copy of a pipeline, in another precision."""
+def copy_with(pipeline: Language, precision: str) -> Language:
+    """A copy of a pipeline in another precision."""
     config = pipeline.config.copy()
     config["components"]["transformer"]["model"]["precision"] = precision
-    return load_model_from_config(config).from_bytes(pipeline.to_bytes()).get_pipe("transformer").model  # type: ignore[attr-defined]
+    return load_model_from_config(config).from_bytes(pipeline.to_bytes())
+
+
+def load_as(pipeline: Language, precision: str) -> Any:
+    """The transformer's model of such a copy."""
+    return copy_with(pipeline, precision).get_pipe("transformer").model  # type: ignore[attr-defined]
 
 
 def needs(precision: str) -> None:
@@ -251,15 +421,18 @@ def test_dropout_drops_the_share_it_should_and_keeps_the_mean() -> None:
 def test_the_optimizer_does_what_thinc_does(size: tuple[int, ...]) -> None:
     settings_ = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "grad_clip": 1.0}
     theirs = Adam(1e-3, L2=0.01, L2_is_weight_decay=True, use_averages=False, **settings_)
-    ours = functions.create_optimizer(1e-3, weight_decay=0.01, **settings_)
+    ours = functions.create_optimizer(1e-4, head_factor=10.0, weight_decay=0.01, **settings_)
+    encoder = functions.create_optimizer(1e-3, head_factor=10.0, weight_decay=0.01, **settings_)
     random = np.random.default_rng(0)
     start = random.normal(size=size).astype("float32")
-    here, there = start.copy(), start.copy()
+    here, there, inside = start.copy(), start.copy(), start.copy()
     for step in range(20):
         slope = (random.normal(size=size) * 10.0 ** -(step % 4)).astype("float32")
         there, _ = theirs((1, "W"), there, slope.copy())
+        inside, _ = encoder((1, "encoder.layer.0.weight"), inside, slope.copy())
         here, cleared = ours((1, "W"), here, slope)
         assert not cleared.any()
+    np.testing.assert_array_equal(here, inside)
     np.testing.assert_allclose(here - start, there - start, rtol=0.02, atol=1e-5)
 
 

@@ -173,7 +173,7 @@ def test_learning_rate_and_steps_follow_encoder_and_corpus(
     assert settings["training.optimizer.learn_rate.initial_rate"] == pytest.approx(rate)
     assert settings["training.max_steps"] >= 400  # one step an epoch
     assert settings["training.max_steps"] % settings["training.eval_frequency"] == 0  # the last step is evaluated
-    assert derive(CONFIG, corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.size"] == 7
+    assert derive(CONFIG, corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.batcher.size"] == 7
 
 
 @pytest.mark.parametrize("value", ["", "-1", "0", "many", "nan", "inf"])
