@@ -474,7 +474,7 @@ class EntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         scores (list[np.ndarray]): What `predict` gave for them.
         """
         docs = list(docs)
-        for doc, found in zip(docs, find_entities(scores, sentence_starts(docs)), strict=True):
+        for doc, found in zip(docs, find_entities_of(docs, scores), strict=True):
             ents = [Span(doc, start, end, self.labels[label]) for start, end, label, _ in found]
             for ent, (*_, score) in zip(ents, found, strict=True):
                 ent._.score = score
@@ -516,13 +516,12 @@ class EntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         """
         softmax = self.model.get_ref("softmax")
         logs = [np.log(np.maximum(array, 1e-30)) * softmax.attrs["softmax_temperature"] for array in probabilities]
-        starts = sentence_starts(docs)
 
         def cost(temperature: float) -> float:
             arrays = [_softmax(array / temperature) for array in logs]
             return -sum(
                 math.log(max(score if (start, end, self.labels[label]) in right else 1 - score, 1e-6))
-                for found, right in zip(find_entities(arrays, starts), gold, strict=True)
+                for found, right in zip(find_entities_of(docs, arrays), gold, strict=True)
                 for start, end, label, score in found
             )
 
@@ -536,9 +535,24 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
 
 
-def sentence_starts(docs: Iterable[Doc]) -> list[np.ndarray]:
-    """For each document whether a token starts a sentence, shape (tokens,), bool."""
-    return [doc.to_array("SENT_START") == 1 for doc in docs]
+def find_entities_of(docs: list[Doc], probabilities: list[np.ndarray]) -> list[list[tuple[int, int, int, float]]]:
+    """`find_entities` of documents: between sentences no entity goes on, and white space is passed over.
+
+    Of a token of white space the encoder sees nothing; an entity can have one inside, but not at its ends.
+    """
+    words = [doc.to_array("IS_SPACE") == 0 for doc in docs]
+    starts = [doc.to_array("SENT_START") == 1 for doc in docs]
+    for start, word in zip(starts, words, strict=True):
+        for i in np.flatnonzero(start & ~word):  # the first word after it starts the sentence
+            start[i + 1 : i + 2] = True
+    found = find_entities(
+        *([array[word] for array, word in zip(arrays, words, strict=True)] for arrays in (probabilities, starts))
+    )
+    places = [np.flatnonzero(word).tolist() for word in words]
+    return [
+        [(place[start], place[end - 1] + 1, label, score) for start, end, label, score in entities]
+        for place, entities in zip(places, found, strict=True)
+    ]
 
 
 def find_entities(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> list[list[tuple[int, int, int, float]]]:

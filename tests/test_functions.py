@@ -186,6 +186,28 @@ def test_every_entity_has_a_score_that_does_not_depend_on_the_batch(pipeline: La
             assert 0 < here._.score <= 1 and here._.score == pytest.approx(there._.score, abs=1e-3)
 
 
+SPACE = st.sampled_from(["\n", "  ", "\n\n"])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.one_of(st.just(["left"]), st.lists(SPACE, max_size=2))))
+def test_entities_neither_begin_nor_end_with_white_space_and_pass_over_it(
+    pipeline: Language, parts: list[list[str]]
+) -> None:
+    """A list of white space only stands between the two words of a name."""
+    recognizer = pipeline.get_pipe("ner")
+    assert isinstance(recognizer, functions.EntityRecognizer)
+    names = [part for part in parts if part != ["left"]]
+    words_ = [word for part in parts for word in (part if part == ["left"] else ["Mira", *part, "Turku"])]
+    doc = Doc(pipeline.vocab, words=words_)
+    tags = {"left": "O", "Mira": "B-PER", "Turku": "L-PER"}
+    sure = np.full((len(doc), len(recognizer.tags)), 1e-9, dtype="float32")
+    for row, token in zip(sure, doc, strict=True):
+        row[recognizer.tags.index(tags.get(token.text, "U-LOC"))] = 1
+    recognizer.set_annotations([doc], [sure])
+    assert [[token.text for token in ent] for ent in doc.ents] == [["Mira", *part, "Turku"] for part in names]
+
+
 def test_calibration_finds_the_temperature_that_was_lost(pipeline: Language) -> None:
     recognizer = copy_with(pipeline, "float32").get_pipe("ner")
     assert isinstance(recognizer, functions.EntityRecognizer)
