@@ -53,7 +53,7 @@ def evaluate(
     )
 
 
-def measure(nlp: Language, corpus: Path, splits: tuple[str, ...] = ("dev", "test")) -> dict[str, Any]:
+def measure(nlp: Language, corpus: Path) -> dict[str, Any]:
     """All that this step measures.
 
     - predicted_sentences: as in use; for test that is what `spacy evaluate` gives.
@@ -64,14 +64,13 @@ def measure(nlp: Language, corpus: Path, splits: tuple[str, ...] = ("dev", "test
     - calibration: what the scores of the entities are worth, with predicted sentences.
 
     nlp (Language): The pipeline.
-    corpus (Path): Folder with the splits.
-    splits (tuple[str, ...]): Which to measure, dev first.
+    corpus (Path): Folder with dev.spacy and test.spacy.
     RETURNS (dict[str, Any]): By split and condition.
     """
     conditions = ("predicted_sentences", "gold_sentences", "lower", "upper", "raw")
-    results: dict[str, dict[str, Any]] = {split: {} for split in splits}
+    results: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
     threshold = 1.0
-    with tqdm.tqdm(total=len(conditions) * len(splits), desc="scoring", unit="pass", disable=None) as bar:
+    with tqdm.tqdm(total=len(conditions) * len(results), desc="scoring", unit="pass", disable=None) as bar:
         for split, result in results.items():
             for condition in conditions:
                 examples = list(create_examples(nlp, corpus / f"{split}.spacy", condition))
