@@ -6,7 +6,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m spacy project run
 BENCH_RUN ?= conll2003
 
-.PHONY: quickstart all bench bench-full test check clean
+.PHONY: quickstart all bench bench-full bench-accuracy test check clean
 
 quickstart all clean: .venv/installed
 	$(RUN) $@
@@ -16,6 +16,9 @@ bench: .venv/installed-bench .venv-peers/installed
 
 bench-full: .venv/installed-bench
 	$(RUN) benchmark-full . --vars.run $(BENCH_RUN)
+
+bench-accuracy: .venv/installed-bench
+	$(RUN) benchmark-accuracy . --vars.run $(BENCH_RUN)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -24,8 +24,11 @@ def document(
 
 
 def report(runs: list[Path]) -> str:
-    """All tables: the results of the runs, and the speed of those that were benchmarked."""
-    return "\n\n".join([results(runs), *(speeds(path) for path in runs if (path / "speed.json").exists())])
+    """All tables: the results of the runs, and accuracy and speed of those that were benchmarked."""
+    tables = [results(runs)]
+    tables += [accuracies(path) for path in runs if (path / "accuracy.json").exists()]
+    tables += [speeds(path) for path in runs if (path / "speed.json").exists()]
+    return "\n\n".join(tables)
 
 
 def results(runs: list[Path]) -> str:
@@ -55,11 +58,9 @@ def results(runs: list[Path]) -> str:
         tested = evaluation["test"]
         calibration = tested["calibration"]
         figures = [percent(tested[name]["ents_f"]) for name in ("gold_sentences", "lower", "upper", "raw")]
-        figures += [percent(tested["raw"]["token_f"]), f"{calibration['expected_calibration_error']:.3f}"]
-        figures += [
-            f"{calibration['threshold']:.2f}",
-            *(percent(calibration[name]) for name in ("precision", "recall")),
-        ]
+        figures += [percent(tested["raw"][name]) for name in ("token_f", "plain_token_f")]
+        figures += [f"{calibration['expected_calibration_error']:.3f}", f"{calibration['threshold']:.2f}"]
+        figures += [percent(calibration[name]) for name in ("precision", "recall")]
         conditions.append(f"| `{path.name}` | {' | '.join(figures)} |")
         scores = ", ".join(f"{label} {' / '.join(figures)}" for label, *figures in score_rows(test)[:-1])
         labels.append(f"- `{path.name}`, test, precision / recall / F by label: {scores}.")
@@ -71,13 +72,50 @@ def results(runs: list[Path]) -> str:
             *rows,
             "",
             "| run, test | F, gold sentences | all lower case | ALL UPPER CASE | raw text | F of its tokens "
-            "| calibration error | threshold for 97% on dev | precision there | recall there |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| by spaCy's own rules | calibration error | threshold for 97% on dev | precision there | recall there |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
             *conditions,
             "",
             *labels,
         ]
     )
+
+
+def accuracies(path: Path) -> str:
+    """A table in Markdown: the pipeline over several seeds, the usual fine-tune, the pipeline without its parts.
+
+    path (Path): Folder with accuracy.json.
+    """
+    columns = ("gold_sentences", "predicted_sentences", "lower", "upper", "raw")
+    lines = [
+        f"`{path.name}`, mean over seeds ± standard deviation, 95% interval over the documents of test:",
+        "",
+        "| | seeds | dev F, gold sentences | test F, gold sentences | as shipped | all lower case | ALL UPPER CASE "
+        "| raw text | calibration error | precision and recall at the threshold | ours is better by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in read_json(path / "accuracy.json")["summary"].items():
+        test = [_mean(entry["test"].get(column)) for column in columns]
+        test[0] += f" ({_interval(entry['interval'])})"
+        calibration, gain = entry.get("calibration"), entry.get("gain")
+        worth = ["–", "–"]
+        if calibration:
+            figures = " and ".join(percent(calibration.get(key)) for key in ("precision", "recall"))
+            worth = [f"{calibration['expected_calibration_error']:.3f}", figures]
+        gained = f"{percent(gain['mean'])} ({_interval(gain['interval'])})" if gain else "–"
+        figures = " | ".join([_mean(entry["dev"]["gold_sentences"]), *test, *worth, gained])
+        lines.append(f"| {name} | {entry['seeds']} | {figures} |")
+    return "\n".join(lines)
+
+
+def _mean(scores: dict[str, Any] | None) -> str:
+    if scores is None:
+        return "–"
+    return percent(scores["mean"]) + (f" ± {100 * scores['sd']:.1f}" if scores["sd"] is not None else "")
+
+
+def _interval(ends: list[float]) -> str:
+    return " to ".join(percent(end) for end in ends)
 
 
 def speeds(path: Path) -> str:

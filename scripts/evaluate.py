@@ -19,10 +19,11 @@ from spacy.training import Example
 from spacy.util import registry
 
 from scripts.functions import recase
-from scripts.steps import read_json, run, write_json
+from scripts.steps import find_entity_texts, read_json, run, write_json
 
 SCORES = ("ents_p", "ents_r", "ents_f", "ents_per_type", "sents_f", "tag_acc")
 PRECISION = 0.97  # which a user may want at least, and dev chooses a threshold of the score for
+CONFIDENCE = 1.645  # standard errors: one can be 95% sure of it
 BINS = 10
 
 
@@ -64,21 +65,22 @@ def measure(nlp: Language, corpus: Path) -> dict[str, Any]:
     - calibration: what the scores of the entities are worth, with predicted sentences.
 
     nlp (Language): The pipeline.
-    corpus (Path): Folder with dev.spacy and test.spacy.
+    corpus (Path): Folder with train.spacy, dev.spacy and test.spacy.
     RETURNS (dict[str, Any]): By split and condition.
     """
     conditions = ("predicted_sentences", "gold_sentences", "lower", "upper", "raw")
     results: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
     threshold = 1.0
+    known = find_entity_texts(corpus / "train.spacy")
     with tqdm.tqdm(total=len(conditions) * len(results), desc="scoring", unit="pass", disable=None) as bar:
         for split, result in results.items():
             for condition in conditions:
                 examples = list(create_examples(nlp, corpus / f"{split}.spacy", condition))
                 result[condition] = score_text(nlp, examples) if condition == "raw" else score(nlp, examples)
                 if condition == "predicted_sentences":
-                    scores, right = judge(examples)
+                    scores, right, old = judge(examples, known)
                     if split == "dev":
-                        threshold = find_threshold(scores, right, PRECISION)
+                        threshold = find_threshold(scores, right, old, PRECISION)
                     chosen, entities = scores >= threshold, sum(len(example.reference.ents) for example in examples)
                     result["calibration"] = {
                         "expected_calibration_error": calibration_error(scores, right),
@@ -131,15 +133,28 @@ def score_text(nlp: Language, examples: list[Example]) -> dict[str, Any]:
 
     nlp (Language): The pipeline.
     examples (list[Example]): Docs of the same text, but perhaps of other tokens. The predicted ones are replaced.
-    RETURNS (dict[str, Any]): Precision, recall and F of entities; F of the tokens.
+    RETURNS (dict[str, Any]): Precision, recall and F of entities; F of the tokens, and what the language's own
+        tokenizer would give.
     """
     predict(nlp, examples)
-    ents, tokens = PRFScore(), PRFScore()
+    plain = spacy.blank(str(nlp.lang))
+    ents, tokens, plain_tokens = PRFScore(), PRFScore(), PRFScore()
     for example in examples:
         docs = (example.predicted, example.reference)
         ents.score_set(*({(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents} for doc in docs))
-        tokens.score_set(*({(t.idx, t.idx + len(t)) for t in doc if not t.is_space} for doc in docs))
-    return {"ents_p": ents.precision, "ents_r": ents.recall, "ents_f": ents.fscore, "token_f": tokens.fscore}
+        found, split, gold = (
+            {(t.idx, t.idx + len(t)) for t in doc if not t.is_space}
+            for doc in (example.predicted, plain.make_doc(example.text), example.reference)
+        )
+        tokens.score_set(found, gold)
+        plain_tokens.score_set(split, gold)
+    return {
+        "ents_p": ents.precision,
+        "ents_r": ents.recall,
+        "ents_f": ents.fscore,
+        "token_f": tokens.fscore,
+        "plain_token_f": plain_tokens.fscore,
+    }
 
 
 def create_raw_doc(doc: Doc) -> Doc:
@@ -194,16 +209,21 @@ def split_lines(doc: Doc) -> Iterator[list[Any]]:
         yield paragraph
 
 
-def judge(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """The scores of the entities found, shape (entities,), float; and whether exactly this span and label is right."""
-    pairs = [
-        (ent._.score, (ent.start, ent.end, ent.label_) in gold)
+def judge(examples: Iterable[Example], known: set[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The entities found: score, whether exactly this span and label is right, and whether training had the text.
+
+    examples (Iterable[Example]): Predicted and right.
+    known (set[str]): The entities of training, as text in lower case.
+    RETURNS (tuple[np.ndarray, np.ndarray, np.ndarray]): Each (entities,): float, bool, bool.
+    """
+    found = [
+        (ent._.score, (ent.start, ent.end, ent.label_) in gold, ent.text.lower() in known)
         for example in examples
         for gold in [{(ent.start, ent.end, ent.label_) for ent in example.reference.ents}]
         for ent in example.predicted.ents
     ]
-    scores, right = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(scores, dtype=float), np.array(right, dtype=bool)
+    scores, right, old = zip(*found, strict=True) if found else ((), (), ())
+    return np.array(scores, dtype=float), np.array(right, dtype=bool), np.array(old, dtype=bool)
 
 
 def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
@@ -218,10 +238,23 @@ def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
     return float(sum(len(part) * abs(scores[part].mean() - right[part].mean()) for part in bins) / max(1, len(order)))
 
 
-def find_threshold(scores: np.ndarray, right: np.ndarray, precision: float) -> float:
-    """The lowest score down to which the entities have at least this precision, or 1 if there is none."""
+def find_threshold(scores: np.ndarray, right: np.ndarray, old: np.ndarray, precision: float) -> float:
+    """The lowest score down to which the precision is at least `precision`, so that it holds for other texts too.
+
+    Entities that training had and those it had not count the same, as later texts have more new names; and the
+    precision less CONFIDENCE standard errors has to do.
+
+    scores, right, old (np.ndarray): Each (entities,), as `judge` gives them.
+    precision (float): From 0 to 1.
+    RETURNS (float): The score, or 1 if there is none.
+    """
     order = np.argsort(-scores, kind="stable")
-    good = np.flatnonzero(np.cumsum(right[order]) >= precision * np.arange(1, len(order) + 1))
+    right, old = right[order], old[order]
+    share = old.mean() if len(old) else 0
+    weights = np.where(old, 1 - share, share) if 0 < share < 1 else np.ones(len(old))
+    total = weights.cumsum()
+    errors = np.sqrt(precision * (1 - precision) * (weights**2).cumsum()) / total
+    good = np.flatnonzero((weights * right).cumsum() / total - CONFIDENCE * errors >= precision)
     return float(scores[order[good[-1]]]) if len(good) else 1.0
 
 

@@ -24,7 +24,7 @@ from spacy.pipeline import TrainablePipe
 from spacy.tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
 from spacy.tokens import Doc, Span
 from spacy.training import Corpus, Example, validate_examples, validate_get_examples
-from spacy.util import compile_infix_regex, registry
+from spacy.util import compile_infix_regex, minibatch, registry
 from spacy.vocab import Vocab
 from spacy_transformers import registry as transformers_registry
 from spacy_transformers.data_classes import FullTransformerBatch, HFObjects, WordpieceBatch
@@ -127,20 +127,26 @@ def create_tokenizer() -> Callable[[Language], Tokenizer]:
 
 @registry.batchers("bert_ner.batches.v1")  # type: ignore[untyped-decorator,unused-ignore]
 def create_batcher(
-    batcher: Callable[[Iterable[Example]], Iterable[list[Example]]], lower: float, upper: float
+    batcher: Callable[[Iterable[Example]], Iterable[list[Example]]], renamed: float, lower: float, upper: float
 ) -> Callable[[Iterable[Example]], Iterator[list[Example]]]:
-    """Batch the training examples of an epoch, some of them in lower or in upper case, and shuffle the batches.
+    """Batch the training examples of an epoch, some of them changed, others each time, and shuffle the batches.
 
-    What learns from case must not depend on it. Other examples are changed each time; their tokens stay what they are,
-    while spaCy's own augmenters tokenise again. spaCy's batchers of equal lengths give one length after the other, and
-    documents of one length are often alike: tables, or news in brief.
+    What learns names by heart is too sure of them, and at a loss with others: in some documents, names are replaced by
+    others of the corpus with the same label (Dai and Adel 2020, https://aclanthology.org/2020.coling-main.343). What
+    learns from case must not depend on it: some are put in lower or upper case. Tokens stay what they are, while
+    spaCy's own augmenters tokenise again.
+
+    spaCy's batchers of equal lengths give one length after the other, and documents of one length are often alike:
+    tables, or news in brief. Hence the shuffling.
 
     batcher (Callable[[Iterable[Example]], Iterable[list[Example]]]): What makes the batches.
-    lower, upper (float): The shares of the examples to change, from 0 to 1.
+    renamed, lower, upper (float): The shares of the examples to change, from 0 to 1.
     RETURNS (Callable[[Iterable[Example]], Iterator[list[Example]]]): The batcher.
     """
 
-    def change(example: Example) -> Example:
+    def change(example: Example, names: dict[str, list[Span]]) -> Example:
+        if random.random() < renamed:
+            example = rename(example, names)
         draw = random.random()
         if draw >= lower + upper:
             return example
@@ -148,11 +154,48 @@ def create_batcher(
         return Example(*(recase(doc, case) for doc in (example.predicted, example.reference)))
 
     def batch(examples: Iterable[Example]) -> Iterator[list[Example]]:
-        batches = list(batcher(map(change, examples)))
+        examples = list(examples)
+        names: dict[str, dict[str, Span]] = {}
+        for ent in (ent for example in examples for ent in example.reference.ents):
+            names.setdefault(ent.label_, {})[ent.text] = ent
+        lists = {label: list(ents.values()) for label, ents in names.items()}
+        batches = list(batcher([change(example, lists) for example in examples]))
         random.shuffle(batches)
         return iter(batches)
 
     return batch
+
+
+def rename(example: Example, names: dict[str, list[Span]]) -> Example:
+    """A copy with other names in place of about a third, the same wherever one occurs in the document.
+
+    example (Example): The example.
+    names (dict[str, list[Span]]): By label those to choose from, at least those of the example.
+    RETURNS (Example): The copy, with tags, sentence starts and entities.
+    """
+    doc = example.reference
+    chosen: dict[tuple[str, str], Span] = {}
+    tokens: list[tuple[str, bool, str, int | None, str]] = []  # word, space, tag, sentence start, entity
+    end = 0
+    for ent in [*doc.ents, doc[len(doc) :]]:
+        for token in doc[end : ent.start]:
+            tokens.append((token.text, bool(token.whitespace_), token.tag_, token.is_sent_start, token.ent_iob_))
+        end = ent.end
+        key = (ent.text.lower(), ent.label_)
+        if key not in chosen:
+            chosen[key] = random.choice(names[ent.label_]) if ent and random.random() < 1 / 3 else ent
+        for i, token in enumerate(chosen[key]):
+            word = token.text.upper() if ent.text.isupper() else token.text
+            space = bool((ent[-1] if i + 1 == len(chosen[key]) else token).whitespace_)
+            iob = f"{'I' if i else 'B'}-{ent.label_}"
+            tokens.append((word, space, token.tag_, False if i else ent[0].is_sent_start, iob))
+    columns: list[list[Any]] = [list(column) for column in zip(*tokens, strict=True)] or [[]] * 5
+    words, spaces, tags, starts, ents = columns
+    given = starts if example.predicted.has_annotation("SENT_START") else None
+    return Example(
+        Doc(doc.vocab, words=words, spaces=spaces, sent_starts=given),
+        Doc(doc.vocab, words=words, spaces=spaces, sent_starts=starts, tags=tags, ents=ents),
+    )
 
 
 def recase(doc: Doc, case: Callable[[str], str]) -> Doc:
@@ -290,9 +333,25 @@ def create_case_and_document(
     mix = with_array(Maxout(width, nP=3, init_W=_init_uniform, normalize=True, dropout=0.0))
     if isinstance(mix.ops, NumpyOps):
         mix._to_ops(_ThreadedOps())
-    model: Model[list[Doc], list[Floats2d]] = chain(concatenate(*parts) if attrs else parts[0], mix)
+    model = _few_at_a_time(chain(concatenate(*parts) if attrs else parts[0], mix))
     model.set_dim("nO", width)
     return model
+
+
+def _few_at_a_time(layer: Model[list[Doc], list[Floats2d]]) -> Model[list[Doc], list[Floats2d]]:
+    """In use, few documents after others: fresh memory for large arrays costs more than what is computed in them."""
+
+    def forward_some(model: Model, docs: list[Doc], is_train: bool) -> tuple[list[Floats2d], Callable[..., Any]]:
+        if is_train:
+            result: tuple[list[Floats2d], Callable[..., Any]] = layer(docs, is_train)
+            return result
+        pieces = minibatch(docs, 8)  # type: ignore[no-untyped-call,unused-ignore]
+        return [vectors for piece in pieces for vectors in layer.predict(piece)], lambda _: []
+
+    def initialize(model: Model, X: Any = None, Y: Any = None) -> None:
+        layer.initialize(X=X, Y=Y)
+
+    return Model("few_at_a_time", forward_some, init=initialize, layers=[layer], dims={"nO": None})
 
 
 class _ThreadedOps(NumpyOps):  # type: ignore[misc,unused-ignore]
@@ -490,28 +549,29 @@ class EntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         examples = list(examples)
         validate_examples(examples, "EntityRecognizer.get_loss")
         numbers = {tag: number for number, tag in enumerate(self.tags)}
-        loss, gradients = 0.0, []
+        loss, gradients, ops = 0.0, [], self.model.ops
         for example, probabilities in zip(examples, scores, strict=True):
-            gold = np.array([numbers.get(tag or "-", -1) for tag in example.get_aligned_ner()], dtype="int64")
-            known = np.flatnonzero(gold >= 0)
-            gradient = self.model.ops.xp.zeros_like(probabilities)
+            found = np.array([numbers.get(tag or "-", -1) for tag in example.get_aligned_ner()], dtype="int32")
+            known, gold = ops.asarray1i(np.flatnonzero(found >= 0)), ops.asarray1i(found[found >= 0])
+            gradient = ops.xp.zeros_like(probabilities)
             gradient[known] = probabilities[known]
-            gradient[known, gold[known]] -= 1
+            gradient[known, gold] -= 1
             gradients.append(gradient)
-            loss -= float(self.model.ops.xp.log(probabilities[known, gold[known]] + 1e-10).sum())
+            loss -= float(ops.xp.log(probabilities[known, gold] + 1e-10).sum())
         return loss, gradients
 
     def calibrate(
-        self, docs: list[Doc], probabilities: list[np.ndarray], gold: list[set[tuple[int, int, str]]]
+        self, docs: list[Doc], probabilities: list[np.ndarray], gold: list[set[tuple[int, int, str]]], known: set[str]
     ) -> float:
         """Choose the temperature of the softmax by which scores say best which entities are right.
 
         One number, that of the lowest cross entropy (Guo et al. 2017, https://arxiv.org/abs/1706.04599). It changes no
-        entity.
+        entity. Those that training had and those it had not count the same: later texts have more new names.
 
         docs (list[Doc]): Documents that were not trained on, as the pipeline gives them to this component.
         probabilities (list[np.ndarray]): What `predict` gives for them at the present temperature.
         gold (list[set[tuple[int, int, str]]]): Their entities: first token, token after the last, label.
+        known (set[str]): The entities of training, as text in lower case.
         RETURNS (float): The temperature.
         """
         softmax = self.model.get_ref("softmax")
@@ -519,11 +579,12 @@ class EntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
 
         def cost(temperature: float) -> float:
             arrays = [_softmax(array / temperature) for array in logs]
-            return -sum(
-                math.log(max(score if (start, end, self.labels[label]) in right else 1 - score, 1e-6))
-                for found, right in zip(find_entities_of(docs, arrays), gold, strict=True)
-                for start, end, label, score in found
-            )
+            costs: dict[bool, list[float]] = {True: [], False: []}
+            for doc, found, right in zip(docs, find_entities_of(docs, arrays), gold, strict=True):
+                for start, end, label, score in found:
+                    share = score if (start, end, self.labels[label]) in right else 1 - score
+                    costs[doc[start:end].text.lower() in known].append(-math.log(max(share, 1e-6)))
+            return sum(float(np.mean(part)) for part in costs.values() if part)
 
         temperature = min(np.geomspace(0.5, 4, 25).tolist(), key=cost)
         softmax.attrs["softmax_temperature"] = temperature

@@ -92,6 +92,15 @@ def installed() -> dict[str, str]:
     return found
 
 
+def find_entity_texts(path: Path) -> set[str]:
+    """The entities of a .spacy file, as text in lower case."""
+    from spacy.tokens import DocBin  # environments of other libraries have no spaCy
+    from spacy.vocab import Vocab
+
+    docs = DocBin().from_disk(path).get_docs(Vocab())
+    return {ent.text.lower() for doc in docs for ent in doc.ents}
+
+
 def newest_wheel(dist: Path) -> Path:
     """The wheel in a folder that was made last.
 

@@ -22,10 +22,10 @@ from spacy.util import minibatch, registry
 from thinc.api import Config
 from wasabi import msg
 
-from scripts.steps import StepError, claim, installed, read_json, replace, run, sha256, write_json
+from scripts.steps import StepError, claim, find_entity_texts, installed, read_json, replace, run, sha256, write_json
 
 BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
-EPOCHS = 8
+EPOCHS = 4
 HEAD_RATE = 1e-3  # of layers that start from random weights, whatever the encoder
 FEWEST_STEPS = 400  # below which a small corpus has more epochs
 EVALUATIONS = 8
@@ -41,11 +41,37 @@ def train(
     learn_rate: Annotated[str, typer.Option(help="Highest learning rate, or auto: from the encoder's width")] = "auto",
     batch_words: Annotated[str, typer.Option(help="Words in a batch, or auto: fewer for a small corpus")] = "auto",
     seed: Annotated[int, typer.Option(help="For weights, order and dropout")] = 0,
+    aside: Annotated[bool, typer.Option("--aside", help="Keep it beside model-best, which stays")] = False,
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
 ) -> None:
     """Train a pipeline unless it is there."""
     check_gpu(gpu_id)
     import_code(code)
+    made_from, overrides = prepare(config, corpus, encoder, code, epochs, learn_rate, batch_words, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / (f"{BEST}-{digest(made_from)}" if aside else BEST)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            if not recall(folder, made_from, place):
+                train_anew(config, folder, made_from, overrides, place, gpu_id)
+    except Timeout as error:
+        raise StepError(f"Another training is writing {folder}.", "Wait for it, or stop it first.") from error
+
+
+def prepare(
+    config: Path,
+    corpus: Path,
+    encoder: Path,
+    code: Path,
+    epochs: str = "auto",
+    learn_rate: str = "auto",
+    batch_words: str = "auto",
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a model is made from, which is its origin, and the overrides of the config for it.
+
+    The arguments are those of `train`.
+    """
     overrides = derive(config, corpus / "train.spacy", encoder, epochs, learn_rate, batch_words)
     overrides |= {"system.seed": seed, "paths.dev": str(corpus / "dev.spacy")}
     made_from = {
@@ -55,13 +81,7 @@ def train(
         "corpus": {split: sha256(corpus / f"{split}.spacy") for split in ("train", "dev")},
         "settings": {key: value for key, value in overrides.items() if not key.startswith("paths.")},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            if not recall(folder, made_from):
-                train_anew(config, folder, made_from, overrides, gpu_id)
-    except Timeout as error:
-        raise StepError(f"Another training is writing {folder}.", "Wait for it, or stop it first.") from error
+    return made_from, overrides
 
 
 def check_gpu(gpu_id: int) -> None:
@@ -139,19 +159,23 @@ def _number(name: str, value: str, auto: float) -> float:
     return number
 
 
-def recall(folder: Path, made_from: dict[str, Any]) -> bool:
-    """Put the finished model of this origin at `folder`/model-best, if there is one."""
-    best = folder / BEST
-    if read_json(best / "origin.json").get("made_from") == made_from:
-        msg.good(f"{best} is trained already, from the same config, corpus, encoder and code.")
+def recall(folder: Path, made_from: dict[str, Any], place: Path) -> bool:
+    """Put the finished model of this origin at `place`, if there is one; if that is not model-best, leave it."""
+    found = find_trained(folder, made_from)
+    if found == place or (found and place.name != BEST):
+        msg.good(f"{found} is trained already, from the same config, corpus, encoder and code.")
         return True
-    claim(best, "origin.json")
+    claim(place, "origin.json")
+    if found:
+        publish(found, place)
+    return bool(found)
+
+
+def find_trained(folder: Path, made_from: dict[str, Any]) -> Path | None:
+    """The finished model of this origin among those of a run."""
     name = digest(made_from)
-    for model in (folder / f"unfinished-{name}" / BEST, folder / f"{BEST}-{name}"):
-        if read_json(model / "origin.json").get("made_from") == made_from:
-            publish(model, best)
-            return True
-    return False
+    models = (folder / BEST, folder / f"{BEST}-{name}", folder / f"unfinished-{name}" / BEST)
+    return next((model for model in models if read_json(model / "origin.json").get("made_from") == made_from), None)
 
 
 def digest(made_from: dict[str, Any]) -> str:
@@ -159,19 +183,21 @@ def digest(made_from: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def publish(model: Path, best: Path) -> None:
-    """Move a finished model to `best`. The one that stands there is kept under a name of its origin."""
-    if best.exists():
-        kept = best.with_name(f"{BEST}-{digest(read_json(best / 'origin.json')['made_from'])}")
-        replace(best, kept)
+def publish(model: Path, place: Path) -> None:
+    """Move a finished model to `place`. The one that stands there is kept under a name of its origin."""
+    if place.exists():
+        kept = place.with_name(f"{BEST}-{digest(read_json(place / 'origin.json')['made_from'])}")
+        replace(place, kept)
         msg.info(f"The model of other settings that stood there is now {kept}")
-    os.replace(model, best)
-    if model.parent != best.parent:
+    os.replace(model, place)
+    if model.parent != place.parent:
         shutil.rmtree(model.parent)
-    msg.good(f"The trained pipeline is {best}")
+    msg.good(f"The trained pipeline is {place}")
 
 
-def train_anew(config: Path, folder: Path, made_from: dict[str, Any], overrides: dict[str, Any], gpu_id: int) -> None:
+def train_anew(
+    config: Path, folder: Path, made_from: dict[str, Any], overrides: dict[str, Any], place: Path, gpu_id: int
+) -> None:
     """Train in a folder for this origin, from the best weights that an interrupted training left there, if any."""
     unfinished = folder / f"unfinished-{digest(made_from)}"
     unfinished.mkdir(exist_ok=True)
@@ -191,7 +217,7 @@ def train_anew(config: Path, folder: Path, made_from: dict[str, Any], overrides:
     )
     began = time.monotonic()
     spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides)
-    temperature = calibrate(unfinished / BEST, Path(overrides["paths.dev"]))
+    temperature = calibrate(unfinished / BEST, Path(overrides["paths.train"]), Path(overrides["paths.dev"]))
     record = {
         "made_from": made_from,
         "resumed": start.exists(),
@@ -201,14 +227,14 @@ def train_anew(config: Path, folder: Path, made_from: dict[str, Any], overrides:
         "versions": installed(),
     }
     write_json(unfinished / BEST / "origin.json", record)
-    publish(unfinished / BEST, folder / BEST)
+    publish(unfinished / BEST, place)
 
 
-def calibrate(model: Path, dev: Path) -> float:
+def calibrate(model: Path, train: Path, dev: Path) -> float:
     """Make the scores of entities mean how often they are right, by the dev corpus.
 
     model (Path): The trained pipeline, with a component `ner`. That is changed.
-    dev (Path): The .spacy file.
+    train, dev (Path): The .spacy files.
     RETURNS (float): The temperature chosen.
     """
     nlp = spacy.load(model)
@@ -225,7 +251,7 @@ def calibrate(model: Path, dev: Path) -> float:
         gold += [{(e.start, e.end, e.label_) for e in eg.get_aligned_ents_and_ner()[0]} for eg in examples]
         for doc in batch:
             doc._.trf_data = None  # which is large
-    temperature: float = recognizer.calibrate(docs, probabilities, gold)
+    temperature: float = recognizer.calibrate(docs, probabilities, gold, find_entity_texts(train))
     recognizer.to_disk(model / "ner", exclude=["vocab"])
     return temperature
 

@@ -95,8 +95,22 @@ def test_the_calibration_error_is_the_distance_of_score_and_share() -> None:
     assert calibration_error(np.array([]), np.array([], dtype=bool)) == 0
 
 
-def test_the_threshold_is_the_lowest_that_keeps_the_precision() -> None:
-    scores, right = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([True, True, False, True, False])
-    assert find_threshold(scores, right, 0.7) == 0.6
-    assert find_threshold(scores, right, 0.9) == 0.8
-    assert find_threshold(scores[2:3], right[2:3], 0.9) == 1.0
+@pytest.mark.parametrize("new", [0.2, 0.5])
+def test_the_threshold_holds_for_texts_with_more_new_names(new: float) -> None:
+    random = np.random.default_rng(0)
+
+    def draw(new: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        scores, old = random.random(20000), random.random(20000) >= new
+        return scores, random.random(20000) < np.where(old, 0.5 + scores / 2, scores), old
+
+    threshold = find_threshold(*draw(new), 0.9)
+    scores, right, _ = draw(0.5)
+    assert right[scores >= threshold].mean() == pytest.approx(0.91, abs=0.01)
+
+
+def test_a_threshold_needs_evidence() -> None:
+    scores, old = np.linspace(1, 0.01, 100), np.ones(100, dtype=bool)
+    right = np.arange(100) < 50
+    assert find_threshold(scores, right, old, 0.5) == pytest.approx(scores[84], abs=0.03)
+    assert find_threshold(scores[:5], right[:5], old[:5], 0.97) == 1.0
+    assert find_threshold(scores[:0], right[:0], old[:0], 0.97) == 1.0

@@ -218,7 +218,25 @@ def test_calibration_finds_the_temperature_that_was_lost(pipeline: Language) -> 
     tags = [recognizer.tags[random.choice(len(row), p=row)] for row in truth]
     gold = [{(i, i + 1, tag[2:]) for i, tag in enumerate(tags) if tag != "O"}]
     doc = Doc(nlp.vocab, words=["a"] * len(tags))
-    assert recognizer.calibrate([doc], [functions._softmax(logits * 2)], gold) == pytest.approx(2, rel=0.15)
+    probabilities = [functions._softmax(logits * 2)]
+    for known in (set(), {"a"}):
+        recognizer.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0
+        assert recognizer.calibrate([doc], probabilities, gold, known) == pytest.approx(2, rel=0.15)
+
+
+def test_calibration_heeds_new_names_as_much_as_known_ones(pipeline: Language) -> None:
+    recognizer = copy_with(pipeline, "float32").get_pipe("ner")
+    assert isinstance(recognizer, functions.EntityRecognizer)
+    label, size = recognizer.labels[0], 1000
+    logits = np.full((size, len(recognizer.tags)), -50.0)
+    logits[:, 0], logits[:, recognizer.tags.index(f"U-{label}")] = 0, 3  # all are found, with a score of 0.95
+    doc = Doc(nlp.vocab, words=["old"] * (size - 100) + ["new"] * 100)
+    gold = [{(i, i + 1, label) for i in range(size - 50)}]  # half of the new ones are wrong
+    temperatures = []
+    for known in (set(), {"old"}):
+        recognizer.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0
+        temperatures.append(recognizer.calibrate([doc], [functions._softmax(logits)], gold, known))
+    assert temperatures[0] == pytest.approx(1, rel=0.1) and temperatures[1] > 2
 
 
 def test_a_corpus_without_entities_is_refused(pipeline: Language) -> None:
@@ -284,10 +302,50 @@ def test_recasing_keeps_the_tokens_and_their_annotation(words_: list[str]) -> No
             assert after.is_sent_start == before.is_sent_start
 
 
+@given(st.lists(st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "U-LOC"]), min_size=1, max_size=12), st.booleans())
+def test_renaming_keeps_all_but_the_names(tags: list[str], given_starts: bool) -> None:
+    """Two documents, each with names that the other can take."""
+    ents = [
+        tag if tag[0] != "I" or (i and tags[i - 1][1:] == "-PER") else "O"
+        for i, tag in enumerate(tag.replace("U-", "B-") for tag in tags)
+    ]
+    size = len(ents)
+    starts: list[bool | int | None] = [i % 3 == 0 and ent[0] != "I" for i, ent in enumerate(ents)]
+    words_ = ["Mira" if ent != "O" else f"w{i}" for i, ent in enumerate(ents)]
+    doc = Doc(nlp.vocab, words=words_, tags=["NN"] * size, sent_starts=starts, ents=ents)
+    other = Doc(nlp.vocab, words=["Ada", "Vik", "Turku", "Oslo"], ents=["B-PER", "I-PER", "B-LOC", "B-LOC"])
+    names = {label: [ent for ent in other.ents if ent.label_ == label] for label in ("PER", "LOC")}
+    plain = Doc(nlp.vocab, words=words_, sent_starts=starts if given_starts else None)
+    renamed = functions.rename(Example(plain, doc), names)
+    after = renamed.reference
+    assert [token.text for token in renamed.predicted] == [token.text for token in after]
+    assert renamed.predicted.has_annotation("SENT_START") == (given_starts or size == 1)
+    assert [ent.label_ for ent in after.ents] == [ent.label_ for ent in doc.ents]
+    assert [t.text for t in after if not t.ent_type] == [t.text for t in doc if not t.ent_type]
+    assert len(list(after.sents)) == len(list(doc.sents))
+    known = {(ent.text, ent.label_) for ent in [*doc.ents, *other.ents]}
+    assert all((ent.text, ent.label_) in known for ent in after.ents)
+    for label in ("PER", "LOC"):  # what is one name before is one after
+        for text in {ent.text for ent in doc.ents if ent.label_ == label}:
+            places = [i for i, ent in enumerate(doc.ents) if (ent.text, ent.label_) == (text, label)]
+            assert len({after.ents[i].text for i in places}) == 1
+
+
+def test_batches_rename_a_share() -> None:
+    def make(i: int) -> Example:
+        doc = Doc(nlp.vocab, words=[f"Name{i}", "left"], ents=["B-PER", "O"])
+        return Example(Doc(nlp.vocab, words=[f"Name{i}", "left"]), doc)
+
+    plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=30, buffer=256, discard_oversize=False)
+    batches = functions.create_batcher(plain, renamed=0.5, lower=0, upper=0)([make(i) for i in range(300)])
+    names = [example.reference[0].text for batch in batches for example in batch]
+    assert 300 - len(set(names)) > 25 and len(names) == 300 and set(names) <= {f"Name{i}" for i in range(300)}
+
+
 def test_batches_hold_each_example_once_and_the_shares_in_other_case() -> None:
     examples = [Example(doc, doc.copy()) for doc in nlp.pipe(f"Mira No{i} left" for i in range(400))]
     plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=30, buffer=256, discard_oversize=False)
-    batches = list(functions.create_batcher(plain, lower=0.25, upper=0.25)(examples))
+    batches = list(functions.create_batcher(plain, renamed=0, lower=0.25, upper=0.25)(examples))
     texts = [example.reference.text for batch in batches for example in batch]
     assert sorted(text.lower() for text in texts) == sorted(example.reference.text.lower() for example in examples)
     for case in (str.lower, str.upper):

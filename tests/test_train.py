@@ -57,8 +57,8 @@ def test_a_finished_model_is_kept_and_found_again(
 ) -> None:
     best = tmp_path / "model-best"
 
-    def run(seed: int) -> str:
-        train(CONFIG, tmp_path, corpus, tiny_encoder, CODE, epochs="1", seed=seed)
+    def run(seed: int, aside: bool = False) -> str:
+        train(CONFIG, tmp_path, corpus, tiny_encoder, CODE, epochs="1", seed=seed, aside=aside)
         return words(capsys.readouterr().out)
 
     run(0)
@@ -72,6 +72,8 @@ def test_a_finished_model_is_kept_and_found_again(
     assert sha256(best) == first and not list(tmp_path.glob("unfinished-*"))
     origin = read_json(best / "origin.json")
     assert origin["made_from"]["settings"]["system.seed"] == 0 and origin["device"] == "CPU" and not origin["resumed"]
+    assert "Training in" in run(2, aside=True) and "is trained already" in run(2, aside=True)
+    assert sha256(best) == first and len(list(tmp_path.glob("model-best-*"))) == 2
 
 
 def test_a_model_that_was_not_made_here_is_not_overwritten(tmp_path: Path, corpus: Path, tiny_encoder: Path) -> None:
