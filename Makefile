@@ -18,7 +18,7 @@ bench-full: .venv/installed-bench
 	$(RUN) benchmark-full . --vars.run $(BENCH_RUN)
 
 bench-accuracy: .venv/installed-bench
-	$(RUN) benchmark-accuracy . --vars.run $(BENCH_RUN)
+	$(RUN) accuracy . --vars.run $(BENCH_RUN)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

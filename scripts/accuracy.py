@@ -177,6 +177,7 @@ def fine_tune(encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dic
     curve: list[float] = []
 
     def count(split: str) -> list[list[int]]:
+        trainer.args.group_by_length = False  # else predictions come in the order of length
         output = trainer.predict(data[split])
         rows = iter(zip(output.predictions.argmax(-1), output.label_ids, strict=True))
         counts = []
@@ -185,6 +186,7 @@ def fine_tune(encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dic
             for sentence in doc:
                 row, wanted = next(rows)
                 tags = [labels[i] for i, label in zip(row, wanted, strict=True) if label != -100]
+                tags += ["O"] * (len(sentence["tags"]) - len(tags))  # of words beyond what the encoder reads
                 found, right = (set(get_entities(part)) for part in (tags, sentence["tags"]))
                 counts[-1] = [
                     a + b for a, b in zip(counts[-1], (len(found & right), len(found), len(right)), strict=True)

@@ -8,7 +8,6 @@ file therefore imports at its head only what every environment has.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import platform
@@ -912,12 +911,9 @@ def speed(
     only: Annotated[str, typer.Option(help="Some contenders, with commas between")] = "",
     peers: Annotated[Path | None, typer.Option(help="Python of the environment of other libraries")] = None,
     memory: Annotated[str, typer.Option(help="Megabytes of text to measure memory on, with commas between")] = "1,5",
-    plot: Annotated[bool, typer.Option(help="Whether to draw speed.svg")] = True,
 ) -> None:
     """Measure how fast the installed wheel annotates, beside other ways to use its encoder."""
     names = choose(SPEED, only)
-    if plot and not importlib.util.find_spec("matplotlib"):
-        raise StepError("The plot needs matplotlib.", f"pip install -r {BENCH}, or --no-plot")
     metrics.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -945,8 +941,7 @@ def speed(
         amounts = [float(part) for part in memory.split(",") if part.strip()]
         record["memory"] = measure_memory(job.package, target, job, amounts, folder)
         write_json(metrics / "speed.json", record)
-    if plot:
-        draw(contenders, metrics / "speed.svg")
+    draw(contenders, metrics / "speed.svg")
     show(contenders, REFERENCE)
     starts = record["starts"]
     seconds = {f"seconds, {key.replace('_', ' ')}": value for key, value in starts["medians"].items()}

@@ -7,17 +7,23 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
+import numpy as np
 import spacy
+import srsly
 import torch
 import typer
 from filelock import FileLock, Timeout
 from spacy.cli._util import import_code
 from spacy.cli.train import train as spacy_train
-from spacy.tokens import DocBin
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
 from spacy.util import minibatch, registry
 from thinc.api import Config
 from wasabi import msg
@@ -29,6 +35,8 @@ EPOCHS = 4
 HEAD_RATE = 1e-3  # of layers that start from random weights, whatever the encoder
 FEWEST_STEPS = 400  # below which a small corpus has more epochs
 EVALUATIONS = 8
+CURVES = "curves.jsonl"
+CURVE_DOCS = 100  # of train, at least, whose tags are scored at each evaluation
 
 
 def train(
@@ -215,8 +223,11 @@ def train_anew(
         f"Training in {unfinished}. If it is interrupted, the best weights so far stay there, "
         "and the same command goes on from them."
     )
+    curves = {"@loggers": "bert_ner.Curves.v1", "path": str(unfinished / CURVES)}
+    curves |= {split: overrides[f"paths.{split}"] for split in ("train", "dev")}
+    logger = {f"training.logger.{name}": value for name, value in curves.items()}
     began = time.monotonic()
-    spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides)
+    spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides | logger)
     temperature = calibrate(unfinished / BEST, Path(overrides["paths.train"]), Path(overrides["paths.dev"]))
     record = {
         "made_from": made_from,
@@ -226,6 +237,7 @@ def train_anew(
         "seconds": round(time.monotonic() - began),
         "versions": installed(),
     }
+    os.replace(unfinished / CURVES, unfinished / BEST / CURVES)
     write_json(unfinished / BEST / "origin.json", record)
     publish(unfinished / BEST, place)
 
@@ -239,21 +251,96 @@ def calibrate(model: Path, train: Path, dev: Path) -> float:
     """
     nlp = spacy.load(model)
     recognizer: Any = nlp.get_pipe("ner")
-    before: list[Any] = [pipe for name, pipe in nlp.pipeline[: nlp.pipe_names.index("ner")]]
-    docs, probabilities, gold = [], [], []
     reader = registry.readers.get("bert_ner.Corpus.v1")(dev, sentence_starts=False)
-    for examples in minibatch(reader(nlp), 32):  # type: ignore[no-untyped-call,unused-ignore]
-        batch = [example.x for example in examples]
-        for pipe in before:
-            batch = list(pipe.pipe(batch))
-        docs += batch
-        probabilities += recognizer.predict(batch)
-        gold += [{(e.start, e.end, e.label_) for e in eg.get_aligned_ents_and_ner()[0]} for eg in examples]
-        for doc in batch:
-            doc._.trf_data = None  # which is large
-    temperature: float = recognizer.calibrate(docs, probabilities, gold, find_entity_texts(train))
+    examples, docs, probabilities = zip(*predict_tags(nlp, reader(nlp)), strict=True)
+    gold = [{(e.start, e.end, e.label_) for e in example.get_aligned_ents_and_ner()[0]} for example in examples]
+    temperature: float = recognizer.calibrate(list(docs), list(probabilities), gold, find_entity_texts(train))
     recognizer.to_disk(model / "ner", exclude=["vocab"])
     return temperature
+
+
+def predict_tags(nlp: Language, examples: Iterable[Example]) -> Iterator[tuple[Example, Doc, np.ndarray]]:
+    """What the entity recogniser computes.
+
+    nlp (Language): With a component `ner`.
+    examples (Iterable[Example]): Their predicted docs are annotated by the components before it.
+    YIELDS (tuple[Example, Doc, np.ndarray]): The example, the doc, and the probabilities of the tags, (tokens, tags).
+    """
+    recognizer: Any = nlp.get_pipe("ner")
+    before: list[Any] = [pipe for _, pipe in nlp.pipeline[: nlp.pipe_names.index("ner")]]
+    for batch in minibatch(examples, 32):  # type: ignore[no-untyped-call,unused-ignore]
+        docs = [example.x for example in batch]
+        for pipe in before:
+            docs = list(pipe.pipe(docs))
+        yield from zip(batch, docs, recognizer.predict(docs), strict=True)
+        for doc in docs:
+            doc._.trf_data = None  # which is large
+
+
+def score_tags(nlp: Language, examples: Iterable[Example]) -> dict[str, float]:
+    """Loss and accuracy of the BILUO tags of the tokens, before any search for a legal sequence.
+
+    nlp (Language): With a component `ner`.
+    examples (Iterable[Example]): As `predict_tags` takes them.
+    RETURNS (dict[str, float]): `loss`: cross entropy for each token, in natural logarithms; `accuracy`: the share of
+        tokens whose most probable tag is right. Tokens whose tag is not known are left out.
+    """
+    recognizer: Any = nlp.get_pipe("ner")
+    numbers = {tag: number for number, tag in enumerate(recognizer.tags)}
+    losses: list[np.ndarray] = []
+    right: list[np.ndarray] = []
+    for example, _, probabilities in predict_tags(nlp, examples):
+        gold = np.array([numbers.get(tag or "-", -1) for tag in example.get_aligned_ner()], dtype=int)
+        known = np.flatnonzero(gold >= 0)
+        losses.append(-np.log(np.maximum(probabilities[known, gold[known]], 1e-10)))
+        right.append(probabilities[known].argmax(1) == gold[known])
+    count = max(1, sum(map(len, right)))
+    return {name: float(sum(p.sum() for p in parts) / count) for name, parts in (("loss", losses), ("accuracy", right))}
+
+
+@registry.loggers("bert_ner.Curves.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callable[..., Any]:
+    """spaCy's console logger, and beside it a row for each evaluation in a file of lines of JSON.
+
+    It is here and not with the other registered functions because nobody who uses the pipeline needs it.
+
+    train, dev (str): The .spacy files. Tags of some documents of train are scored, always the same, and of all of dev.
+    path (str): The file, which is added to.
+    progress_bar (bool): As the console logger's.
+    RETURNS (Callable): The logger.
+    """
+
+    def setup(nlp: Language, stdout: IO[str] = sys.stdout, stderr: IO[str] = sys.stderr) -> tuple[Any, Any]:
+        log, finish = registry.loggers.get("spacy.ConsoleLogger.v2")(progress_bar)(nlp, stdout, stderr)
+        rates = registry.resolve({"rate": nlp.config.interpolate()["training"]["optimizer"]["learn_rate"]})["rate"]
+        step, rate = -1, rates
+
+        def log_step(info: dict[str, Any] | None) -> None:
+            nonlocal step, rate
+            log(info)
+            if info is None:
+                return
+            if isinstance(rates, Iterator):
+                for step, rate in zip(range(step + 1, info["step"] + 1), rates):  # noqa: B007, B020, B905
+                    pass
+            read = registry.readers.get("bert_ner.Corpus.v1")
+            examples = list(read(train, sentence_starts=False)(nlp))
+            row = {
+                "step": info["step"],
+                "epoch": info["epoch"],
+                "learn_rate": float(rate),
+                "losses": {name: float(loss) for name, loss in info["losses"].items()},
+                "train": score_tags(nlp, examples[:: max(1, len(examples) // CURVE_DOCS)]),
+                "dev": score_tags(nlp, read(dev, sentence_starts=False)(nlp)) | info["other_scores"],
+                "seconds": info["seconds"],
+                "words": info["words"],
+            }
+            with open(path, "a", encoding="utf8") as file:
+                file.write(srsly.json_dumps(row) + "\n")
+
+        return log_step, finish
+
+    return setup
 
 
 def find_whole(folder: Path) -> Path | None:

@@ -14,7 +14,16 @@ from weasel.util import load_project_config
 from scripts.steps import read_json, sha256
 from tests.conftest import ROOT, Project, words
 
-STEPS = ["convert", "train", "evaluate", "package", "verify"]  # that write what weasel watches
+STEPS = [
+    "convert",
+    "explore",
+    "train",
+    "evaluate",
+    "analyze",
+    "package",
+    "verify",
+    "report",
+]  # that write what weasel watches
 PROJECT = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))
 COMMANDS = PROJECT["commands"]
 
@@ -33,7 +42,7 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
             assert path in command["deps"] and (ROOT / path).exists()
         for dependency in _imported(used):
             assert dependency in command["deps"], f"{line} imports it"
-    if command["name"] not in ("quickstart", "download", "debug", "clean"):
+    if command["name"] not in ("quickstart", "download", "debug", "experiments", "clean"):
         assert command["outputs"]
     assert command["help"][0].isupper() and not command["help"].endswith(".")
 
@@ -72,9 +81,13 @@ def test_all_leaves_everything_in_its_place(project: Project) -> None:
         "assets/tiny/encoder/model.safetensors",
         *(f"corpus/tiny/{split}.spacy" for split in ("train", "dev", "test")),
         "training/tiny/model-best/origin.json",
+        "metrics/tiny/corpus.json",
+        "metrics/tiny/figures/corpus-entities.svg",
         "metrics/tiny/test.json",
         "metrics/tiny/evaluation.json",
+        "metrics/tiny/analysis.json",
         "metrics/tiny/package.json",
+        "metrics/tiny/report.html",
         "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl",
     ):
         assert (project.folder / path).exists(), path
@@ -114,12 +127,12 @@ def stale(project: Project, **variables: str) -> list[str]:
         ("scripts/train.py", ["train"]),
         ("scripts/evaluate.py", ["evaluate"]),
         ("scripts/verify.py", ["verify"]),
-        ("scripts/functions.py", ["train", "evaluate", "package", "verify"]),
+        ("scripts/functions.py", ["train", "evaluate", "package", "verify", "report"]),
         ("assets/tiny/test.conll", ["convert"]),
         ("corpus/tiny/train.spacy", ["convert", "train"]),
         ("corpus/tiny/test.spacy", ["convert", "evaluate", "verify"]),
         ("assets/tiny/encoder/vocab.txt", ["train"]),
-        ("training/tiny/model-best/meta.json", ["train", "evaluate", "package", "verify"]),
+        ("training/tiny/model-best/meta.json", ["train", "evaluate", "package", "verify", "report"]),
         ("README.md", []),
     ],
 )
@@ -140,8 +153,8 @@ def test_a_change_runs_again_what_depends_on_it(project: Project, path: str, ste
     [
         ({"epochs": "2"}, ["train"]),
         ({"seed": "1"}, ["train"]),
-        ({"version": "1.0.1"}, ["package", "verify"]),
-        ({"name": "other"}, ["package", "verify"]),
+        ({"version": "1.0.1"}, ["package", "verify", "report"]),
+        ({"name": "other"}, ["package", "verify", "report"]),
         ({"run": "other"}, STEPS),
         ({"source": "elsewhere"}, []),
     ],

@@ -12,14 +12,16 @@ from unittest import mock
 
 import pytest
 import spacy
+import srsly
 import torch
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spacy.util import registry
 
 from scripts.convert import convert
 from scripts.steps import StepError, read_json, sha256
-from scripts.train import check_gpu, derive, find_whole, train
+from scripts.train import check_gpu, derive, find_whole, score_tags, train
 from tests.conftest import ROOT, python, save_tiny_encoder, words, write_corpus
 
 CONFIG, CODE = ROOT / "configs" / "bert.cfg", ROOT / "scripts" / "functions.py"
@@ -74,6 +76,21 @@ def test_a_finished_model_is_kept_and_found_again(
     assert origin["made_from"]["settings"]["system.seed"] == 0 and origin["device"] == "CPU" and not origin["resumed"]
     assert "Training in" in run(2, aside=True) and "is trained already" in run(2, aside=True)
     assert sha256(best) == first and len(list(tmp_path.glob("model-best-*"))) == 2
+
+
+def test_every_training_leaves_its_curves(tmp_path: Path, corpus: Path, tiny_encoder: Path) -> None:
+    train(CONFIG, tmp_path, corpus, tiny_encoder, CODE, epochs="2")
+    rows = list(srsly.read_jsonl(tmp_path / "model-best" / "curves.jsonl"))
+    steps = [row["step"] for row in rows]
+    assert steps[0] == 0 and steps == sorted(set(steps)) and len(steps) == 3
+    assert rows[0]["learn_rate"] < rows[1]["learn_rate"] > rows[-1]["learn_rate"]
+    nlp = spacy.load(tmp_path / "model-best")
+    read = registry.readers.get("bert_ner.Corpus.v1")(corpus / "dev.spacy", sentence_starts=False)
+    accuracy = score_tags(nlp, read(nlp))["accuracy"]
+    assert accuracy in [pytest.approx(row["dev"]["accuracy"]) for row in rows]
+    for row in rows:
+        assert row["train"] == {key: pytest.approx(row["dev"][key]) for key in ("loss", "accuracy")}, "the same texts"
+        assert row["dev"]["loss"] > 0 and set(row["losses"]) >= {"transformer", "ner"} and "ents_f" in row["dev"]
 
 
 def test_a_model_that_was_not_made_here_is_not_overwritten(tmp_path: Path, corpus: Path, tiny_encoder: Path) -> None:

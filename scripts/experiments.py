@@ -1,0 +1,76 @@
+"""List the trained models, best first, and what differs between them. Each keeps its own record; there is no server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from wasabi import msg
+
+from scripts.package import percent
+from scripts.steps import StepError, read_json, run
+
+
+def experiments(
+    training: Annotated[Path, typer.Argument(help="Folder with a folder for each run", exists=True, file_okay=False)],
+    only: Annotated[str, typer.Option(help="One run")] = "",
+) -> None:
+    """Compare all finished models by F on dev."""
+    models = [model for model in find_models(training) if only in ("", model["run"])]
+    if not models:
+        raise StepError(f"{training} has no finished model{f' of {only}' * bool(only)}.", "Run train first.")
+    models.sort(key=lambda model: -(model["dev"].get("ents_f") or 0))
+    rows = [
+        (
+            model["run"],
+            model["model"],
+            *(percent(model["dev"].get(name)) for name in ("ents_f", "ents_p", "ents_r", "tag_acc")),
+            f"{model['seconds'] / 60:.1f}",
+            model["device"],
+            ", ".join(f"{name} {value}" for name, value in differences.items()),
+        )
+        for model, differences in zip(models, differ([model["made_from"] for model in models]), strict=True)
+    ]
+    header = ("run", "model", "dev F", "P", "R", "tags", "minutes", "device", "what differs")
+    msg.table(rows, header=header, divider=True, max_col=200, aligns=(*"ll", *"rrrrr", *"ll"))
+
+
+def find_models(training: Path) -> Iterator[dict[str, Any]]:
+    """The finished models below a folder, with their origin and scores.
+
+    YIELDS (dict[str, Any]): `run`, `model`: names of folders; `dev`: its scores; `seconds`, `device`,
+        `made_from`: as train recorded them.
+    """
+    for path in sorted(training.glob("*/model-*/origin.json")):
+        origin = read_json(path)
+        yield {
+            "run": path.parent.parent.name,
+            "model": path.parent.name,
+            "dev": read_json(path.parent / "meta.json").get("performance", {}),
+            "seconds": origin.get("seconds", 0),
+            "device": origin.get("device", ""),
+            "made_from": origin.get("made_from", {}),
+        }
+
+
+def differ(origins: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Of each origin what is not the same in all: values of settings, the first digits of checksums."""
+    flat = [dict(_flatten(origin)) for origin in origins]
+    names = sorted({name for origin in flat for name in origin})
+    various = [name for name in names if len({origin.get(name) for origin in flat}) > 1]
+    return [{name: origin.get(name, "–") for name in various} for origin in flat]
+
+
+def _flatten(origin: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in origin.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, "" if name == "settings" else f"{prefix}{name}.")
+        else:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            yield prefix + name, text[:8] if len(text) == 64 else text
+
+
+if __name__ == "__main__":
+    run(experiments)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from scripts.report import highlight, report
+from scripts.steps import StepError, read_json, write_json
+from tests.conftest import ROOT, Project
+
+TEMPLATE = ROOT / "scripts/report.html"
+VOID = {"meta", "img", "br", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """What a page has: its elements, that they close, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def metrics(project: Project, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(project.folder / "metrics/tiny", tmp_path / "tiny"))
+
+
+def test_the_report_is_whole_and_needs_no_network(project: Project) -> None:
+    text = (project.folder / "metrics/tiny/report.html").read_text("utf8")
+    page = Page(text)
+    assert not page.open and len(text.encode()) < 5e6
+    for tag, attrs in page.elements:
+        assert tag not in ("script", "link", "iframe") and not any(name.startswith("on") for name in attrs)
+        for name in ("src", "href"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:image/svg+xml;base64,"))
+        assert tag != "img" or attrs["alt"]
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in page.elements:
+        assert (attrs.get("href") or "#data")[1:] in ids
+    tokens = read_json(project.folder / "metrics/tiny/corpus.json")["splits"]["test"]["tokens"]
+    assert f"{tokens:,}" in page.text and "At each evaluation" in page.text
+
+
+def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    text = f"before {evil} after"
+    span = {"start": 7, "end": 7 + len(evil), "label": "<b onclick=alert(1)>"}
+    examples = read_json(metrics / "analysis-examples.json")
+    quotes = [{"document": 0, "text": text, "corpus": None, "pipeline": span, "score": 0.9}]
+    write_json(metrics / "analysis-examples.json", examples | {"most_confident_disagreements": quotes})
+    corpus = read_json(metrics / "corpus.json")
+    write_json(metrics / "corpus.json", corpus | {"checks": {evil: {"entity": 1}}})
+    report(TEMPLATE, metrics)
+    page = Page((metrics / "report.html").read_text("utf8"))
+    assert not any(tag in ("script", "b") or "onerror" in attrs for tag, attrs in page.elements)
+    assert page.text.count(evil) == 3 and span["label"] in page.text
+
+
+def test_highlighting_marks_the_span() -> None:
+    assert "<mark" in highlight("Mira left", {"start": 0, "end": 4, "label": "PER"})
+    assert highlight("a < b", None) == '<div class="entities">a &lt; b</div>'
+
+
+def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:
+    analysis = read_json(metrics / "analysis.json")
+    write_json(metrics / "analysis.json", analysis | {"model": {"config": "other"}})
+    with pytest.raises(StepError, match="different models"):
+        report(TEMPLATE, metrics)
+    write_json(metrics / "analysis.json", analysis | {"test": "other"})
+    with pytest.raises(StepError, match="different corpora"):
+        report(TEMPLATE, metrics)
+    write_json(metrics / "analysis.json", analysis)
+    (metrics / "figures/corpus-tags.svg").unlink()
+    with pytest.raises(StepError, match=r"corpus-tags\.svg is missing"):
+        report(TEMPLATE, metrics)
+    (metrics / "evaluation.json").unlink()
+    with pytest.raises(StepError, match=r"lacks evaluation\.json") as error:
+        report(TEMPLATE, metrics)
+    assert "Run evaluate" in error.value.remedy
