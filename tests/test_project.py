@@ -219,6 +219,11 @@ def test_nothing_generated_is_in_git() -> None:
     for folder in ("corpus", "training", "packages"):
         assert [name for name in listed if name.startswith(f"{folder}/")] == [f"{folder}/README.md"]
     assert not [name for name in listed if name.startswith("assets/") and not name.startswith("assets/sample/")]
+    metrics = [name for name in listed if name.startswith("metrics/") and not name.startswith("metrics/reference/")]
+    assert metrics == ["metrics/README.md"]
+    assert not [name for name in listed if name.endswith(("-examples.json", "report.html")) and "metrics" in name], (
+        "they quote"
+    )
     assert max((ROOT / name).stat().st_size for name in listed) < 1_000_000
 
 
