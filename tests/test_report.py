@@ -61,7 +61,8 @@ def test_the_report_is_whole_and_needs_no_network(project: Project) -> None:
 def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     text = f"before {evil} after"
-    span = {"start": 7, "end": 7 + len(evil), "label": "<b onclick=alert(1)>"}
+    label = "<b onclick=alert(1)>"
+    span = {"start": 7, "end": 7 + len(evil), "label": label}
     examples = read_json(metrics / "analysis-examples.json")
     quotes = [{"document": 0, "text": text, "corpus": None, "pipeline": span, "score": 0.9}]
     write_json(metrics / "analysis-examples.json", examples | {"most_confident_disagreements": quotes})
@@ -70,7 +71,7 @@ def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
     report(TEMPLATE, metrics)
     page = Page((metrics / "report.html").read_text("utf8"))
     assert not any(tag in ("script", "b") or "onerror" in attrs for tag, attrs in page.elements)
-    assert page.text.count(evil) == 3 and span["label"] in page.text
+    assert page.text.count(evil) == 3 and label in page.text
 
 
 def test_highlighting_marks_the_span() -> None:
