@@ -74,7 +74,8 @@ def analyze(
         "calibration": sure,
         "curves": list(srsly.read_jsonl(model / CURVES)) if (model / CURVES).exists() else [],
     }
-    (metrics / "figures").mkdir(parents=True, exist_ok=True)
+    figures = metrics / "figures" / "analysis"
+    figures.mkdir(parents=True, exist_ok=True)
     write_json(metrics / "analysis.json", result)
     disagreements = sorted(worst["spurious"] + worst["type"] + worst["boundary"] + worst["both"], key=_less_sure)
     quoted: dict[str, Any] = {"most_confident_disagreements": disagreements[:EXAMPLES]}
@@ -83,7 +84,7 @@ def analyze(
     for name, draw in FIGURES.items():
         with plt.style.context(STYLE):
             figure = draw(result)
-            figure.savefig(metrics / "figures" / f"analysis-{name}.svg")
+            figure.savefig(figures / f"{name}.svg")
             plt.close(figure)
     show(result)
     msg.good(f"Wrote {metrics / 'analysis.json'} and {len(FIGURES)} figures")

@@ -53,13 +53,14 @@ def explore(
         "against_train": {split: compare(splits["train"], splits[split]) for split in SPLITS[1:]},
         "oddities": odd,
     }
-    (metrics / "figures").mkdir(parents=True, exist_ok=True)
+    figures = metrics / "figures" / "corpus"
+    figures.mkdir(parents=True, exist_ok=True)
     write_json(metrics / "corpus.json", result)
     write_json(metrics / "corpus-examples.json", examples)  # which quote the corpus, so git ignores them
     for name, draw in FIGURES.items():
         with plt.style.context(STYLE):
             figure = draw(result)
-            figure.savefig(metrics / "figures" / f"corpus-{name}.svg")
+            figure.savefig(figures / f"{name}.svg")
             plt.close(figure)
     show(result)
     msg.good(f"Wrote {metrics / 'corpus.json'} and {len(FIGURES)} figures")

@@ -141,11 +141,11 @@ def read_figures(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """
     for kind, figures in {"corpus": CORPUS_FIGURES, "analysis": ANALYSIS_FIGURES}.items():
         for name, draw in figures.items():
-            path = folder / f"{kind}-{name}.svg"
+            path = folder / kind / f"{name}.svg"
             if not path.exists():
                 raise StepError(f"{path} is missing.", "Run explore and analyze again.")
             source = f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
-            yield path.stem, {"source": source, "caption": draw.__doc__ or name}
+            yield f"{kind}-{name}", {"source": source, "caption": draw.__doc__ or name}
 
 
 def highlight(text: str, span: dict[str, Any] | None) -> Markup:

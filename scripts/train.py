@@ -237,6 +237,9 @@ def train_anew(
         "seconds": round(time.monotonic() - began),
         "versions": installed(),
     }
+    trained = Config().from_disk(unfinished / BEST / "config.cfg", interpolate=False)
+    trained["training"]["logger"] = Config().from_disk(config, interpolate=False)["training"]["logger"]
+    trained.to_disk(unfinished / BEST / "config.cfg")
     os.replace(unfinished / CURVES, unfinished / BEST / CURVES)
     write_json(unfinished / BEST / "origin.json", record)
     publish(unfinished / BEST, place)

@@ -101,7 +101,7 @@ def test_the_analysis_of_the_run_is_there(project: Project) -> None:
     steps = [row["step"] for row in result["curves"]]
     assert steps == sorted(set(steps)) and len(steps) >= 2
     for name in FIGURES:
-        ElementTree.parse(project.folder / f"metrics/tiny/figures/analysis-{name}.svg")
+        ElementTree.parse(project.folder / f"metrics/tiny/figures/analysis/{name}.svg")
     assert "kind of error" in words(project.output)
 
 

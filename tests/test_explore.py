@@ -47,7 +47,7 @@ def test_the_sample_is_described(project: Project) -> None:
     assert result["against_train"]["test"]["same_documents"] == 0
     assert "entities not in train" in words(project.output)
     for name in FIGURES:
-        ElementTree.parse(project.folder / f"metrics/tiny/figures/corpus-{name}.svg")
+        ElementTree.parse(project.folder / f"metrics/tiny/figures/corpus/{name}.svg")
 
 
 def test_what_is_the_same_is_counted() -> None:
@@ -133,7 +133,7 @@ def test_any_corpus_is_described(text: str, tmp_path: Path, tiny_encoder: Path) 
     result: dict[str, Any] = read_json(tmp_path / "metrics/corpus.json")
     assert result["against_train"]["dev"]["same_documents"] == result["splits"]["train"]["documents"]
     for name in FIGURES:
-        ElementTree.parse(tmp_path / f"metrics/figures/corpus-{name}.svg")
+        ElementTree.parse(tmp_path / f"metrics/figures/corpus/{name}.svg")
 
 
 def test_a_corpus_that_is_not_there_is_named(tmp_path: Path, tiny_encoder: Path) -> None:

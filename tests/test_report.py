@@ -88,8 +88,8 @@ def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:
     with pytest.raises(StepError, match="different corpora"):
         report(TEMPLATE, metrics)
     write_json(metrics / "analysis.json", analysis)
-    (metrics / "figures/corpus-tags.svg").unlink()
-    with pytest.raises(StepError, match=r"corpus-tags\.svg is missing"):
+    (metrics / "figures/corpus/tags.svg").unlink()
+    with pytest.raises(StepError, match=r"tags\.svg is missing"):
         report(TEMPLATE, metrics)
     (metrics / "evaluation.json").unlink()
     with pytest.raises(StepError, match=r"lacks evaluation\.json") as error:
