@@ -11,7 +11,7 @@ import pytest
 from scripts.functions import resolve_precision
 from scripts.steps import StepError, read_json
 from scripts.verify import compare, find_paths, verify
-from tests.conftest import Project, python
+from tests.conftest import Project, python, words
 from tests.test_package import WHEEL
 
 
