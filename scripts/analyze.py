@@ -21,8 +21,8 @@ from spacy.training import Example
 from wasabi import msg
 
 from scripts.accuracy import bootstrap, f_score, interval
-from scripts.evaluate import BINS, create_examples, predict
-from scripts.explore import CONTEXT, EXAMPLES, KINDS, LENGTHS, STYLE, draw_matrix, kind_of
+from scripts.evaluate import BINS, create_examples, judge, predict
+from scripts.explore import CONTEXT, EXAMPLES, KINDS, LENGTHS, draw_matrix, kind_of, save_figures
 from scripts.steps import StepError, read_json, run, sha256, write_json
 from scripts.train import CURVES, score_tags
 
@@ -60,7 +60,6 @@ def analyze(
     predict(nlp, examples)
     train = list(DocBin().from_disk(corpus / "train.spacy").get_docs(nlp.vocab))
     errors, worst = find_errors(examples)
-    sure = judge_scores(examples)
     result = {
         "model": read_json(model / "origin.json").get("made_from", {}),
         "test": sha256(corpus / "test.spacy"),
@@ -71,21 +70,16 @@ def analyze(
         "confusion_of_entities": confuse_entities(examples),
         "errors": errors,
         "slices": slice_up(examples, train),
-        "calibration": sure,
+        "calibration": judge_scores(examples),
         "curves": list(srsly.read_jsonl(model / CURVES)) if (model / CURVES).exists() else [],
     }
-    figures = metrics / "figures" / "analysis"
-    figures.mkdir(parents=True, exist_ok=True)
+    metrics.mkdir(parents=True, exist_ok=True)
     write_json(metrics / "analysis.json", result)
     disagreements = sorted(worst["spurious"] + worst["type"] + worst["boundary"] + worst["both"], key=_less_sure)
     quoted: dict[str, Any] = {"most_confident_disagreements": disagreements[:EXAMPLES]}
     quoted["errors"] = {kind: found[:EXAMPLES] for kind, found in worst.items()}
     write_json(metrics / "analysis-examples.json", quoted)  # which quote the corpus, so git ignores them
-    for name, draw in FIGURES.items():
-        with plt.style.context(STYLE):
-            figure = draw(result)
-            figure.savefig(figures / f"{name}.svg")
-            plt.close(figure)
+    save_figures(FIGURES, result, metrics / "figures" / "analysis")
     show(result)
     msg.good(f"Wrote {metrics / 'analysis.json'} and {len(FIGURES)} figures")
 
@@ -264,20 +258,10 @@ def slice_up(examples: list[Example], train: list[Doc]) -> dict[str, dict[str, d
 
 def judge_scores(examples: list[Example]) -> list[dict[str, float]]:
     """The calibration curve: in bins of equal mass the mean score, the share that is right, and the number."""
-    scores, right = [], []
-    for example in examples:
-        gold = set(entities_of(example.reference))
-        for ent in example.predicted.ents:
-            scores.append(ent._.score)
-            right.append(Entity(ent.start, ent.end, ent.label_) in gold)
-    order = np.argsort(scores, kind="stable")
-    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    scores, right, _ = judge(examples, set())
+    bins = [part for part in np.array_split(np.argsort(scores, kind="stable"), BINS) if len(part)]
     return [
-        {
-            "score": float(np.mean([scores[i] for i in part])),
-            "right": float(np.mean([right[i] for i in part])),
-            "entities": len(part),
-        }
+        {"score": float(scores[part].mean()), "right": float(right[part].mean()), "entities": len(part)}
         for part in bins
     ]
 

@@ -53,15 +53,10 @@ def explore(
         "against_train": {split: compare(splits["train"], splits[split]) for split in SPLITS[1:]},
         "oddities": odd,
     }
-    figures = metrics / "figures" / "corpus"
-    figures.mkdir(parents=True, exist_ok=True)
+    metrics.mkdir(parents=True, exist_ok=True)
     write_json(metrics / "corpus.json", result)
     write_json(metrics / "corpus-examples.json", examples)  # which quote the corpus, so git ignores them
-    for name, draw in FIGURES.items():
-        with plt.style.context(STYLE):
-            figure = draw(result)
-            figure.savefig(figures / f"{name}.svg")
-            plt.close(figure)
+    save_figures(FIGURES, result, metrics / "figures" / "corpus")
     show(result)
     msg.good(f"Wrote {metrics / 'corpus.json'} and {len(FIGURES)} figures")
 
@@ -304,6 +299,16 @@ STYLE = [
         "axes.spines.right": False,
     },
 ]
+
+
+def save_figures(figures: dict[str, Callable[[dict[str, Any]], Any]], result: dict[str, Any], folder: Path) -> None:
+    """Draw each figure of a result, in one style, and write it as SVG under its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in figures.items():
+        with plt.style.context(STYLE):
+            figure = draw(result)
+            figure.savefig(folder / f"{name}.svg")
+            plt.close(figure)
 
 
 def draw_lengths(result: dict[str, Any]) -> Any:
