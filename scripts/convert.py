@@ -51,6 +51,7 @@ class Conll:
     columns (int): 2, 3 or 4.
     schemes (dict[str, str]): "IOB1", "IOB2" or "mixed", of the entities and, with 4 columns, of the chunks.
     stray (dict[str, list[int]]): Line numbers of spans that begin with I- where the file's scheme, IOB2, wants B-.
+    repaired (dict[str, int]): What was dirty or missing and how often, by name.
     """
 
     documents: list[Document]
@@ -58,6 +59,7 @@ class Conll:
     columns: int
     schemes: dict[str, str] = field(default_factory=dict)
     stray: dict[str, list[int]] = field(default_factory=dict)
+    repaired: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 def read_conll(path: Path) -> Conll:
@@ -72,7 +74,8 @@ def read_conll(path: Path) -> Conll:
     columns = 0
     marked = False
     documents: list[list[list[tuple[int, list[str]]]]] = [[[]]]
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    text = _decode(path)
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         line = line.strip(" \r")
         if not line or line.isspace():
             documents[-1].append([])
@@ -90,6 +93,12 @@ def read_conll(path: Path) -> Conll:
     if not sentences:
         raise StepError(f"{path} holds no sentence.", "Check that this is the right file and that it was copied whole.")
     conll = Conll([], marked, columns)
+    conll.repaired = {
+        "byte-order mark, removed": int(text.startswith("\ufeff")),
+        "line ends of Windows, removed": text.count("\r\n"),
+        "part of speech missing": _count_absent(sentences, 1) if columns > 2 else 0,
+        "chunk missing": _count_absent(sentences, 2) if columns == 4 else 0,
+    }
     tags = {"entity": _normalise("entity", sentences, -1, conll, path)}
     if columns == 4:
         tags["chunk"] = _normalise("chunk", sentences, 2, conll, path)
@@ -114,13 +123,17 @@ def read_conll(path: Path) -> Conll:
 def _decode(path: Path) -> str:
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise StepError(
             f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}).",
             f"Convert the file first, for example: iconv -f latin1 -t utf8 {path.name} > {path.stem}.utf8",
         ) from error
+
+
+def _count_absent(sentences: list[list[tuple[int, list[str]]]], column: int) -> int:
+    return sum(cells[column] in ABSENT for sentence in sentences for _, cells in sentence)
 
 
 def _check_cells(cells: list[str], columns: int, path: Path, number: int) -> None:
@@ -164,6 +177,7 @@ def _normalise(
             previous = tag
     conll.schemes[name] = "IOB2" if not opened["I"] else "IOB1" if not opened["B"] else "mixed"
     conll.stray[name] = opened["I"] if conll.schemes[name] == "mixed" else []
+    conll.repaired[f"{name} that begins with I-, read as B-"] = len(opened["I"])
     return tags
 
 
@@ -244,7 +258,7 @@ def convert(
                 "columns": COLUMNS[conll.columns].split(", "),
                 "documents_marked": conll.marked,
                 "schemes": conll.schemes,
-                "spans_repaired": {name: len(lines) for name, lines in conll.stray.items()},
+                "repaired": conll.repaired,
             }
             for name, lines in conll.stray.items():
                 if lines:

@@ -48,7 +48,7 @@ def explore(
         "corpus": origin.get("corpus", {}).get("corpus", ""),
         "sha256": origin.get("sha256", {}),
         "encoder": read_json(encoder / "config.json").get("_name_or_path", ""),
-        "checks": {split: counts.get("spans_repaired", {}) for split, counts in origin.get("counts", {}).items()},
+        "repaired": {split: counts.get("repaired", {}) for split, counts in origin.get("counts", {}).items()},
         "splits": described,
         "against_train": {split: compare(splits["train"], splits[split]) for split in SPLITS[1:]},
         "oddities": odd,

@@ -18,8 +18,8 @@ from wasabi import msg
 from scripts.analyze import FIGURES as ANALYSIS_FIGURES
 from scripts.explore import FIGURES as CORPUS_FIGURES
 from scripts.explore import rows_of
-from scripts.package import percent
-from scripts.steps import StepError, read_json, run
+from scripts.package import interval_text, percent
+from scripts.steps import SPLITS, StepError, read_json, run
 
 NEEDED = {"corpus": "explore", "evaluation": "evaluate", "analysis": "analyze", "analysis-examples": "analyze"}
 KINDS = {
@@ -74,6 +74,10 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         calibration=tested["calibration"],
         figures=dict(read_figures(metrics / "figures")),
         corpus_rows=list(rows_of(corpus)),
+        repaired_rows=[
+            (name, *(f"{corpus['repaired'][split].get(name, 0):,}" for split in SPLITS))
+            for name in dict.fromkeys(name for found in corpus["repaired"].values() for name in found)
+        ],
         divergence_rows=[
             (name, *(_number(corpus["against_train"][split]["divergence"][name]) for split in ("dev", "test")))
             for name in ("labels", "tags", "chunks")
@@ -98,7 +102,7 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
             (
                 label,
                 *(percent(scores[key]) for key in ("precision", "recall", "f")),
-                " to ".join(map(percent, scores["interval"])),
+                interval_text(scores),
                 f"{scores['entities']:,}",
             )
             for label, scores in analysis["labels"].items()

@@ -78,6 +78,19 @@ def test_what_editors_and_other_tools_do_to_files_changes_nothing(tmp_path: Path
     assert read(tmp_path, text) == read(tmp_path, IOB1)
 
 
+def test_what_is_repaired_or_missing_is_counted(tmp_path: Path) -> None:
+    text = "\ufeffMira _ B-NP I-PER\r\nleft VBD - O\r\n\nPeru NNP I-NP B-LOC\r\nMalta -X- B-NP I-ORG"
+    assert read(tmp_path, text).repaired == {
+        "byte-order mark, removed": 1,
+        "line ends of Windows, removed": 3,
+        "part of speech missing": 2,
+        "chunk missing": 1,
+        "entity that begins with I-, read as B-": 2,
+        "chunk that begins with I-, read as B-": 1,
+    }
+    assert set(read(tmp_path, "Peru B-LOC\n").repaired.values()) == {0}
+
+
 def test_columns(tmp_path: Path) -> None:
     assert read(tmp_path, "Turku B-LOC\n").documents == [[[Token("Turku", "B-LOC")]]]
     assert read(tmp_path, "Turku NNP B-LOC\n").documents == [[[Token("Turku", "B-LOC", "NNP")]]]
