@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from spacy.cli._util import import_code
 from thinc.api import Config
 from wasabi import msg
 
-from scripts.steps import read_json, run, staged, write_json
+from scripts.steps import StepError, read_json, run, staged, write_json
 
 # What is known of corpora and encoders; others are named only.
 SOURCES: dict[str, dict[str, str]] = {
@@ -46,20 +47,21 @@ import spacy
 
 nlp = spacy.load("{package}")
 doc = nlp("My name is Wolfgang and I live in Berlin.")
-print([(ent.text, ent.label_) for ent in doc.ents])
+print([(ent.text, ent.label_, ent._.score) for ent in doc.ents])
 ```
 
 Version {version}. Components: {components}. Labels: {labels}.
 
 ## Scores on the test set
 
-| label | precision | recall | F |
-|---|---|---|---|
-{rows}
+| label | precision | recall | F | 95% interval of F | entities |
+|---|---|---|---|---|---|
+{label_rows}
 
-Scored by `spacy evaluate`: exact spans and labels, sentences found by the pipeline. With the sentences of the corpus,
-as the literature reports it: F {gold_f}; all in lower case {lower_f}, in upper case {upper_f}; from raw text {raw_f}.
-Sentences: F {sents_f}.{tag_acc}
+Scored by `spacy evaluate`: exact spans and labels, sentences found by the pipeline; intervals by resampling documents.
+With the sentences of the corpus, as the literature reports it: F {gold_f}; all in lower case {lower_f}, in upper case
+{upper_f}; from raw text {raw_f}. Sentences: F {sents_f}.{tag_acc} Tokens with the right entity tag: {token_accuracy},
+loss {token_loss:.3f}.
 
 `ent._.score`, above 0 and at most 1, says how likely exactly this span and label is right: expected calibration error
 {calibration_error:.3f}. Down to a score of {threshold:.2f}, precision is {precision} and recall {recall}.
@@ -69,10 +71,17 @@ Sentences: F {sents_f}.{tag_acc}
 Corpus: {corpus}: {documents} documents, {sentences} sentences, {tokens} tokens to train on. Encoder: {encoder}.
 {seconds} seconds on {device}; {versions}. Settings: {settings}.
 
-## Limits
+## Limits and biases
 
-It finds the kinds of names, in the kind of text, that its corpus has: expect less on other text. What the licences of
-the corpus and the encoder allow ({licenses}) holds for this pipeline too.
+It finds the kinds of names, in the kind of text, that its corpus has: expect less on other text. Nothing keeps it from
+being better with the names of some people, places or languages than of others; the table tells those that training had
+from new ones. What the licences of the corpus and the encoder allow ({licenses}) holds for this pipeline too.
+
+| of the entities in test | | entities | precision | recall | F |
+|---|---|---|---|---|---|
+{slice_rows}
+
+Errors on test: {errors}.
 """
 
 
@@ -85,7 +94,7 @@ class Weights(StrEnum):
 
 def package(
     model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
-    metrics: Annotated[Path, typer.Argument(help="Folder with test.json and evaluation.json", exists=True)],
+    metrics: Annotated[Path, typer.Argument(help="With test.json, evaluation.json, analysis.json", exists=True)],
     staging: Annotated[Path, typer.Argument(help="Folder for the copy that `spacy package` takes")],
     name: Annotated[str, typer.Option(help="Name of the package, without en_")],
     version: Annotated[str, typer.Option(help="Version of the package")],
@@ -94,7 +103,9 @@ def package(
     code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
 ) -> None:
     """Copy a trained pipeline, with description, licence, sources, scores and a model card."""
-    test, evaluation = read_json(metrics / "test.json"), read_json(metrics / "evaluation.json")
+    test, evaluation, analysis = (read_json(metrics / f"{name}.json") for name in ("test", "evaluation", "analysis"))
+    if not (test and evaluation and analysis):
+        raise StepError(f"{metrics} lacks test.json, evaluation.json or analysis.json.", "Run evaluate and analyze.")
     corpus, encoder = (SOURCES.get(evaluation[key], {"name": evaluation[key]}) for key in ("corpus", "encoder"))
     with staged(staging) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
@@ -115,27 +126,47 @@ def package(
             "performance": {key: value for key, value in test.items() if key != "speed"},
         }
         write_json(folder / "meta.json", meta)
-        (folder / "README.md").write_text(card(meta, test, evaluation), encoding="utf8")
+        (folder / "README.md").write_text(card(meta, test, evaluation, analysis), encoding="utf8")
     msg.good(f"Prepared {staging}")
 
 
-def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any]) -> str:
+def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any], analysis: dict[str, Any]) -> str:
     """The model card, in Markdown.
 
     meta (dict[str, Any]): Of the package.
     test (dict[str, Any]): As `spacy evaluate` writes it.
-    evaluation (dict[str, Any]): As the step evaluate writes it.
+    evaluation, analysis (dict[str, Any]): As the steps evaluate and analyze write them.
     """
     corpus, encoder = meta["sources"]
     counts, training = evaluation["counts"]["train"], evaluation["training"]
     scores = evaluation["test"]["calibration"]
+
+    def figures(scores: dict[str, Any]) -> list[str]:
+        return [percent(scores[name]) for name in ("precision", "recall", "f")]
+
     return CARD.format(
         package=f"en_{meta['name']}",
         version=meta["version"],
         description=meta["description"],
         components=", ".join(meta["pipeline"]),
         labels=", ".join(sorted(meta["labels"]["ner"])),
-        rows="\n".join(f"| {' | '.join(row)} |" for row in score_rows(test)),
+        label_rows=_rows(
+            (
+                label,
+                *figures(scores),
+                interval_text(scores),
+                f"{scores['entities']:,}",
+            )
+            for label, scores in analysis["labels"].items()
+        ),
+        slice_rows=_rows(
+            (name, part, f"{scores['entities']:,}", *figures(scores))
+            for name, parts in analysis["slices"].items()
+            for part, scores in parts.items()
+        ),
+        errors=", ".join(f"{kind} {found['in all']:,}" for kind, found in analysis["errors"].items()),
+        token_accuracy=f"{100 * analysis['tokens']['test']['accuracy']:.2f} %",
+        token_loss=analysis["tokens"]["test"]["loss"],
         gold_f=percent(evaluation["test"]["gold_sentences"]["ents_f"]),
         **{f"{name}_f": percent(evaluation["test"][name]["ents_f"]) for name in ("lower", "upper", "raw")},
         calibration_error=scores["expected_calibration_error"],
@@ -155,6 +186,15 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any])
         settings=", ".join(f"{key} {value}" for key, value in training["made_from"]["settings"].items()),
         **{key: f"{counts[key]:,}" for key in ("documents", "sentences", "tokens")},
     )
+
+
+def _rows(rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def interval_text(scores: dict[str, Any]) -> str:
+    """The ends of the interval of a score, as percentages."""
+    return " to ".join(map(percent, scores["interval"]))
 
 
 def score_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -29,7 +29,12 @@ def test_the_wheel_describes_itself(project: Project, tmp_path: Path) -> None:
     assert meta["performance"] == {key: value for key, value in test.items() if key != "speed"}
     assert any(requirement.startswith("spacy-transformers") for requirement in meta["requirements"])
     card = (data / "README.md").read_text("utf8")
-    assert card.startswith("# en_bert_ner\n") and f"| all | {percent(test['ents_p'])} |" in card
+    assert card.startswith("# en_bert_ner\n")
+    analysis = read_json(project.folder / "metrics/tiny/analysis.json")
+    low, high = map(percent, analysis["labels"]["in all"]["interval"])
+    scores = " | ".join(percent(test[f"ents_{name}"]) for name in "prf")
+    assert f"| in all | {scores} | {low} to {high} | {analysis['labels']['in all']['entities']} |" in card
+    assert "| in train | never | " in card and f"missed {analysis['errors']['missed']['in all']}" in card
     assert "110 documents" in card and "CC0-1.0" in card
 
 
