@@ -7,9 +7,11 @@ import shutil
 import string
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 CORPUS = [  # documents of sentences of rows: token, part of speech, chunk, entity in IOB2
@@ -35,9 +37,9 @@ def write_corpus(folder: Path, text: str | None = None) -> Path:
 
 
 def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
-    """An encoder of the architecture of BERT with random weights, and a tokenizer that knows letters only."""
+    """A random BERT with its head for masked words, as bert-base-uncased has; its tokenizer knows letters only."""
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
     letters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
@@ -51,7 +53,7 @@ def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
         num_attention_heads=2,
         intermediate_size=2 * width,
     )
-    BertModel(config).save_pretrained(folder, safe_serialization=True)
+    BertForMaskedLM(config).save_pretrained(folder, safe_serialization=True)
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
     return folder
 
@@ -59,6 +61,19 @@ def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+
+
+@pytest.fixture(scope="module")  # for longer, its event loop would be in the way of others
+def browser() -> Iterator[Browser]:
+    """Headless Chromium from the system's packages."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here; on Debian: apt install chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
 
 
 def copy_project(folder: Path) -> Path:

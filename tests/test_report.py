@@ -3,11 +3,14 @@ from __future__ import annotations
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
 
 from scripts.report import highlight, report
-from scripts.steps import StepError, read_json, write_json
+from scripts.steps import SPLITS, StepError, read_json, write_json
 from tests.conftest import ROOT, Project
 
 TEMPLATE = ROOT / "scripts/report.html"
@@ -58,6 +61,30 @@ def test_the_report_is_whole_and_needs_no_network(project: Project) -> None:
     assert f"{tokens:,}" in page.text and "At each evaluation" in page.text
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_report_in_a_browser(
+    project: Project, browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], width: int, height: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url.partition(":")[0]))
+    page.goto((project.folder / "metrics/tiny/report.html").as_uri())
+    assert page.locator("h2").count() == 6 and page.locator("mark").first.is_visible()
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables scroll sideways"
+    assert page.screenshot(path=tmp_path / "report.png", full_page=True)
+    response = Axe().run(page).response
+    assert response["passes"], "it looked at something"
+    assert not [found["help"] for found in response["violations"] if found["impact"] in ("serious", "critical")]
+    assert not complaints and set(requests) <= {"file", "data"}
+    assert page.pdf().startswith(b"%PDF")
+    page.close()
+
+
 def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     text = f"before {evil} after"
@@ -67,7 +94,7 @@ def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
     quotes = [{"document": 0, "text": text, "corpus": None, "pipeline": span, "score": 0.9}]
     write_json(metrics / "analysis-examples.json", examples | {"most_confident_disagreements": quotes})
     corpus = read_json(metrics / "corpus.json")
-    write_json(metrics / "corpus.json", corpus | {"checks": {evil: {"entity": 1}}})
+    write_json(metrics / "corpus.json", corpus | {"repaired": {split: {evil: 1} for split in SPLITS}})
     report(TEMPLATE, metrics)
     page = Page((metrics / "report.html").read_text("utf8"))
     assert not any(tag in ("script", "b") or "onerror" in attrs for tag, attrs in page.elements)
