@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import srsly
 from transformers import BertConfig, BertModel
 
 from scripts.application import predict_masked
+from scripts.convert import read_conll
 from scripts.steps import StepError
+from tests.conftest import ROOT
 
 
 def test_masked_words_are_ranked(tiny_encoder: Path) -> None:
@@ -27,3 +30,18 @@ def test_an_encoder_without_a_head_for_masked_words_is_told(tmp_path: Path) -> N
 def test_one_masked_word_is_needed(tiny_encoder: Path, text: str) -> None:
     with pytest.raises(StepError, match="MASK"):
         predict_masked(tiny_encoder, text)
+
+
+def test_the_marked_concepts_are_of_the_sample_and_do_not_overlap() -> None:
+    rows = list(srsly.read_jsonl(ROOT / "assets/sample/concepts.jsonl"))
+    for split in ("dev", "test"):
+        documents = read_conll(ROOT / f"assets/sample/{split}.conll").documents
+        sentences = {"".join(token.text for token in sentence) for document in documents for sentence in document}
+        texts = [row["text"].replace(" ", "") for row in rows if row["split"] == split]
+        assert len(set(texts)) == 30 and set(texts) <= sentences
+    for row in rows:
+        ends = [0, *(span["end"] for span in row["spans"])]
+        for before, span in zip(ends, row["spans"], strict=False):
+            assert before <= span["start"] < span["end"] <= len(row["text"])
+            assert span["label"] in ("actor", "factor", "mechanism")
+            assert row["text"][span["start"] : span["end"]].strip() == row["text"][span["start"] : span["end"]]
