@@ -19,7 +19,7 @@ from spacy.training import Example
 from spacy.util import registry
 
 from scripts.functions import recase
-from scripts.steps import find_entity_texts, read_json, run, write_json
+from scripts.steps import StepError, find_entity_texts, read_json, run, write_json
 
 SCORES = ("ents_p", "ents_r", "ents_f", "ents_per_type", "sents_f", "tag_acc")
 PRECISION = 0.97  # which a user may want at least, and dev chooses a threshold of the score for
@@ -215,13 +215,16 @@ def judge(examples: Iterable[Example], known: set[str]) -> tuple[np.ndarray, np.
     examples (Iterable[Example]): Predicted and right.
     known (set[str]): The entities of training, as text in lower case.
     RETURNS (tuple[np.ndarray, np.ndarray, np.ndarray]): Each (entities,): float, bool, bool.
+    RAISES (StepError): If an entity has no score.
     """
     found = [
-        (ent._.score, (ent.start, ent.end, ent.label_) in gold, ent.text.lower() in known)
+        (getattr(ent._, "score", None), (ent.start, ent.end, ent.label_) in gold, ent.text.lower() in known)
         for example in examples
         for gold in [{(ent.start, ent.end, ent.label_) for ent in example.reference.ents}]
         for ent in example.predicted.ents
     ]
+    if any(score is None for score, *_ in found):
+        raise StepError("The pipeline gives entities without a score, ent._.score.", "Train it with configs/bert.cfg.")
     scores, right, old = zip(*found, strict=True) if found else ((), (), ())
     return np.array(scores, dtype=float), np.array(right, dtype=bool), np.array(old, dtype=bool)
 

@@ -7,10 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
+from spacy.training import Example
 
 from scripts import functions  # noqa: F401 (registers the reader)
-from scripts.evaluate import calibration_error, create_examples, create_raw_doc, find_threshold, score, score_text
-from scripts.steps import read_json
+from scripts.evaluate import (
+    calibration_error,
+    create_examples,
+    create_raw_doc,
+    find_threshold,
+    judge,
+    score,
+    score_text,
+)
+from scripts.steps import StepError, read_json
 from tests.conftest import Project
 
 nlp = spacy.blank("en")
@@ -114,3 +123,9 @@ def test_a_threshold_needs_evidence() -> None:
     assert find_threshold(scores, right, old, 0.5) == pytest.approx(scores[84], abs=0.03)
     assert find_threshold(scores[:5], right[:5], old[:5], 0.97) == 1.0
     assert find_threshold(scores[:0], right[:0], old[:0], 0.97) == 1.0
+
+
+def test_a_pipeline_without_scores_is_told() -> None:
+    doc = Doc(spacy.blank("en").vocab, words=["Turku"], ents=["B-LOC"])
+    with pytest.raises(StepError, match="without a score"):
+        judge([Example(doc, doc)], set())
