@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -305,7 +306,8 @@ def save_figures(figures: dict[str, Callable[[dict[str, Any]], Any]], result: di
     """Draw each figure of a result, in one style, and write it as SVG under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in figures.items():
-        with plt.style.context(STYLE):
+        with plt.style.context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # here; the text stays text, and browsers have fonts
             figure = draw(result)
             figure.savefig(folder / f"{name}.svg")
             plt.close(figure)

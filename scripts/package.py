@@ -64,7 +64,7 @@ With the sentences of the corpus, as the literature reports it: F {gold_f}; all 
 loss {token_loss:.3f}.
 
 `ent._.score`, above 0 and at most 1, says how likely exactly this span and label is right: expected calibration error
-{calibration_error:.3f}. Down to a score of {threshold:.2f}, precision is {precision} and recall {recall}.
+{calibration_error:.3f}. {worth}
 
 ## Training
 
@@ -170,9 +170,7 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any],
         gold_f=percent(evaluation["test"]["gold_sentences"]["ents_f"]),
         **{f"{name}_f": percent(evaluation["test"][name]["ents_f"]) for name in ("lower", "upper", "raw")},
         calibration_error=scores["expected_calibration_error"],
-        threshold=scores["threshold"],
-        precision=percent(scores["precision"]),
-        recall=percent(scores["recall"]),
+        worth=worth_of_scores(scores),
         sents_f=percent(test.get("sents_f")),
         tag_acc=f" Part-of-speech tags: accuracy {percent(test['tag_acc'])}." if test.get("tag_acc") else "",
         corpus=corpus["name"],
@@ -185,6 +183,20 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any],
         versions=", ".join(f"{package} {version}" for package, version in training["versions"].items()),
         settings=", ".join(f"{key} {value}" for key, value in training["made_from"]["settings"].items()),
         **{key: f"{counts[key]:,}" for key in ("documents", "sentences", "tokens")},
+    )
+
+
+def worth_of_scores(calibration: dict[str, Any]) -> str:
+    """What precision and recall on test are down to the score that dev chooses for a precision, as a sentence.
+
+    calibration (dict[str, Any]): As the step evaluate writes it.
+    """
+    if calibration["precision"] is None:
+        return "Dev is sure of a precision of 97% at no score, or test has no entity with such a score."
+    precision, recall = percent(calibration["precision"]), percent(calibration["recall"])
+    threshold = f"{calibration['threshold']:.2f}"
+    return (
+        f"Down to {threshold}, which dev chooses for a precision of 97%, precision is {precision} and recall {recall}."
     )
 
 

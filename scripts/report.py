@@ -18,7 +18,7 @@ from wasabi import msg
 from scripts.analyze import FIGURES as ANALYSIS_FIGURES
 from scripts.explore import FIGURES as CORPUS_FIGURES
 from scripts.explore import rows_of
-from scripts.package import interval_text, percent
+from scripts.package import interval_text, percent, worth_of_scores
 from scripts.steps import SPLITS, StepError, read_json, run
 
 NEEDED = {"corpus": "explore", "evaluation": "evaluate", "analysis": "analyze", "analysis-examples": "analyze"}
@@ -68,6 +68,7 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
     return environment.from_string(template).render(
         run=metrics.resolve().name,
         percent=percent,
+        worth_of_scores=worth_of_scores,
         corpus=corpus,
         evaluation=evaluation,
         shipped=tested["predicted_sentences"],

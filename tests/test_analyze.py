@@ -21,6 +21,7 @@ from scripts.analyze import (
     score_labels,
     slice_up,
 )
+from scripts.explore import save_figures
 from scripts.steps import StepError, read_json
 from tests.conftest import Project, words
 
@@ -107,6 +108,27 @@ def test_the_analysis_of_the_run_is_there(project: Project) -> None:
 
 def test_a_model_without_curves_has_a_figure() -> None:
     assert draw_curves({"curves": []})
+
+
+@pytest.mark.parametrize("labels", [["LOC"], [f"L{i}" for i in range(200)], ["<script>", "$x_", "地名"]])
+@pytest.mark.parametrize("right", [True, False])
+def test_any_result_has_figures(labels: list[str], right: bool, tmp_path: Path) -> None:
+    corpus = [f"B-{label}" for label in labels]
+    examples = [example(corpus if right else ["O"] * len(corpus), corpus)]
+    errors, _ = find_errors(examples)
+    assert sum(found["in all"] for found in errors.values()) == (0 if right else len(labels))
+    result = {
+        "labels": score_labels(examples),
+        "confusion_of_tokens": confuse_tokens(examples),
+        "confusion_of_entities": confuse_entities(examples),
+        "errors": errors,
+        "slices": slice_up(examples, []),
+        "calibration": judge_scores(examples),
+        "curves": [],
+    }
+    save_figures(FIGURES, result, tmp_path)
+    for name in FIGURES:
+        ElementTree.parse(tmp_path / f"{name}.svg")
 
 
 def test_a_test_set_without_entities_is_refused(project: Project, tmp_path: Path) -> None:

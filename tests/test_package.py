@@ -6,7 +6,7 @@ from pathlib import Path
 import srsly
 from thinc.api import Config
 
-from scripts.package import percent
+from scripts.package import percent, worth_of_scores
 from scripts.steps import read_json, sha256
 from tests.conftest import Project
 
@@ -57,3 +57,9 @@ def test_the_trained_pipeline_stays_as_it_was(changeable: Project) -> None:
     assert sha256(best) == before
     for version in ("1.0.0", "2.0.0"):
         assert (changeable.folder / WHEEL.replace("1.0.0", version)).exists()
+
+
+def test_what_scores_are_worth_is_told_or_that_dev_does_not_know() -> None:
+    told = worth_of_scores({"threshold": 0.871, "precision": 0.96, "recall": 0.7})
+    assert "0.87" in told and "precision is 96.0 and recall 70.0" in told
+    assert "at no score" in worth_of_scores({"threshold": 1.0, "precision": None, "recall": 0.0})
