@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,9 @@ from spacy.lang.char_classes import ALPHA, ALPHA_LOWER, ALPHA_UPPER, CONCAT_QUOT
 from spacy.language import Language
 from spacy.ml.featureextractor import FeatureExtractor
 from spacy.pipeline import TrainablePipe
+from spacy.pipeline.span_ruler import SpanRuler
 from spacy.tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
-from spacy.tokens import Doc, Span
+from spacy.tokens import Doc, Span, Token
 from spacy.training import Corpus, Example, validate_examples, validate_get_examples
 from spacy.util import compile_infix_regex, minibatch, registry
 from spacy.vocab import Vocab
@@ -693,6 +695,281 @@ def find_entities(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> 
                 found[owner[row]].append((int(row - offset), int(end - offset), int(label), score))
             end = row
     return [sorted(entities) for entities in found]
+
+
+_COARSE = {
+    tag: coarse
+    for coarse, tags in {
+        "ADJ": "JJ JJR JJS",
+        "ADP": "IN RP",
+        "ADV": "RB RBR RBS WRB",
+        "AUX": "MD",
+        "CCONJ": "CC",
+        "DET": "DT PDT",
+        "INTJ": "UH",
+        "NOUN": "NN NNS",
+        "NUM": "CD",
+        "PART": "POS TO",
+        "PRON": "EX PRP PRP$ WDT WP WP$",
+        "PROPN": "NNP NNPS",
+        "PUNCT": ": . , \" `` '' ( ) -LRB- -RRB- HYPH NFP",
+        "SYM": "$ # SYM",
+        "VERB": "VB VBD VBG VBN VBP VBZ",
+    }.items()
+    for tag in tags.split()
+}
+_BE, _HAVE, _DO, _NEGATIONS = (
+    frozenset(words.split())
+    for words in (
+        "be am is are was were been being 's 'm 're \u2019s \u2019m \u2019re",
+        "have has had having 've 'd \u2019ve \u2019d",
+        "do does did doing",
+        "not n't n\u2019t never no neither nor",
+    )
+)
+_WORD = re.compile(r"[^\W\d_]{2}")
+
+
+def set_coarse_tags(doc: Doc) -> None:
+    """Set `token.pos_`, as in Universal Dependencies, from the tags of the Penn Treebank and their neighbours.
+
+    Forms of `be`, and of `have` and `do` before another verb, are auxiliaries; participles that stand before a noun as
+    adjectives do are adjectives. A result or a date is a number, whatever the tag.
+
+    doc (Doc): The document, which is changed.
+    """
+    pairs = [(token.lower_, token.tag_) for token in doc]
+    words, tags = [word for word, _ in pairs], [tag for _, tag in pairs]
+    coarse = [_COARSE.get(tag, "X") for tag in tags]
+    # The nearest tag after a token, and before it, that is not of an adverb
+    followers, follower = [""] * len(doc), ""
+    for i in reversed(range(len(doc))):
+        followers[i] = follower
+        follower = follower if coarse[i] == "ADV" else tags[i]
+    leader = ""
+    for i, (word, tag) in enumerate(zip(words, tags, strict=True)):
+        if coarse[i] in ("ADJ", "NOUN", "PROPN", "VERB") and not _WORD.search(word) and word[:1] not in "'\u2019":
+            coarse[i] = "NUM" if any(map(str.isdigit, word)) else "X"
+        elif coarse[i] == "VERB":
+            after = followers[i]
+            if word in _BE or (word in _HAVE and after in ("VBN", "VBD")) or (word in _DO and after in ("VB", "VBP")):
+                coarse[i] = "AUX"
+            elif _COARSE.get(after) in ("ADJ", "NOUN", "PROPN") and (
+                (tag in ("VBN", "VBG") and leader in ("DT", "PRP$", "POS", "CD", "JJ"))
+                or (tag == "VBN" and leader == "IN")
+            ):
+                coarse[i] = "ADJ"
+        leader = leader if coarse[i] == "ADV" else tag
+    doc.from_array(["POS"], np.array([doc.vocab.strings.as_int(name) for name in coarse], dtype="uint64"))
+
+
+@registry.misc("bert_ner.concept_rules.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_concept_rules() -> list[dict[str, Any]]:
+    """Rules for actors, factors and mechanisms: names and nouns in a row, adjectives, verbs.
+
+    RETURNS (list[dict[str, Any]]): As for spaCy's `span_ruler`: label, id, which names the rule, and pattern.
+    """
+    degree = (
+        "very too so quite rather extremely highly fairly pretty slightly increasingly particularly especially deeply "
+        "relatively far much even more most less least"
+    )
+    number_or_order = (
+        "many much several few fewer fewest more most less least other such same own last next previous following due "
+        "first second third fourth fifth sixth seventh eighth ninth tenth able"
+    )
+    time_or_none = (
+        "monday tuesday wednesday thursday friday saturday sunday january february march april may june july august "
+        "september october november december percent one none nobody anyone someone everyone anybody somebody "
+        "everybody anything something everything nothing"
+    )
+    adverb: dict[str, Any] = {"LOWER": {"IN": degree.split()}, "OP": "?"}
+    noun: dict[str, Any] = {"POS": {"IN": ["NOUN", "PROPN"]}, "LOWER": {"NOT_IN": time_or_none.split()}, "OP": "{1,8}"}
+    rules: list[tuple[str, str, list[dict[str, Any]]]] = [
+        *(
+            ("actor", "entity", [{"ENT_TYPE": label, "ENT_IOB": 3}, {"ENT_TYPE": label, "ENT_IOB": 1, "OP": "*"}])
+            for label in ("PER", "PERSON", "LOC", "GPE", "ORG")  # of CoNLL-2003 and OntoNotes
+        ),
+        ("factor", "nationality", [{"ENT_TYPE": "MISC", "OP": "{0,2}"}, {"ENT_TYPE": "MISC", "TAG": "JJ"}]),
+        *(("factor", "participle", [adverb, {"POS": "ADJ", "TAG": tag}]) for tag in ("VBN", "VBG")),
+        ("factor", "adjective", [adverb, {"POS": "ADJ", "LOWER": {"NOT_IN": number_or_order.split()}}]),
+        ("mechanism", "verb", [{"POS": "VERB"}, {"TAG": "RP", "OP": "?"}]),
+        ("actor", "noun", [noun]),
+    ]
+    return [{"label": label, "id": rule, "pattern": pattern} for label, rule, pattern in rules]
+
+
+def create_concept_ruler(nlp: Language, name: str) -> ConceptRuler:
+    """A ConceptRuler. Its rules are the `patterns` of its initialisation."""
+    return ConceptRuler(nlp, name)
+
+
+class ConceptRuler(SpanRuler):
+    """Actors, factors and mechanisms in `doc.spans["concepts"]`, by rules over parts of speech and entities.
+
+    spaCy's SpanRuler, for spans without overlaps: an earlier rule comes before a later one, and of one rule the longest
+    span. `span.label_` is the kind, `span.id_` the rule, `span._.entity` the label of the entity that the span is, if
+    it is one, then with `span._.score`; `span._.negated` says whether `not`, `no` or the like belongs to it.
+    `doc._.triples` relates them. For the rules, it sets `token.pos_` before. Without tags there are only names.
+
+    nlp (Language): The pipeline.
+    name (str): Of the component.
+    """
+
+    def __init__(self, nlp: Language, name: str) -> None:
+        super().__init__(nlp, name, spans_key="concepts", spans_filter=self._without_overlaps, scorer=None)
+        getters: list[tuple[Any, str, Callable[[Any], Any]]] = [
+            (Span, "entity", find_entity_label),
+            (Span, "negated", is_negated),
+            (Doc, "triples", find_triples),
+        ]
+        for owner, extension, getter in getters:
+            if not owner.has_extension(extension):
+                owner.set_extension(extension, getter=getter)
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        patterns: Any = (),  # SpanRuler wants a sequence, and the reader of JSONL gives none
+    ) -> None:
+        """Take the rules.
+
+        get_examples (Callable[[], Iterable[Example]]): Not used.
+        patterns (Iterable[dict[str, Any]]): The rules, as `create_concept_rules` gives them.
+        """
+        super().initialize(get_examples, nlp=nlp, patterns=list(patterns))
+
+    def match(self, doc: Doc) -> list[Span]:
+        """All spans that fit a rule, with overlaps; without tags those that need none.
+
+        doc (Doc): The document, which gets `token.pos_`.
+        """
+        if doc.has_annotation("TAG"):
+            set_coarse_tags(doc)
+        rules = self._match_label_id_map
+        found = [*self.matcher(doc, allow_missing=True), *self.phrase_matcher(doc)]
+        spans = {
+            Span(doc, start, end, label=rules[key]["label"], span_id=rules[key]["id"]) for key, start, end in found
+        }
+        return sorted(spans)
+
+    def _without_overlaps(self, _: Iterable[Span], spans: Iterable[Span]) -> list[Span]:
+        order = {rule: place for place, rule in enumerate(dict.fromkeys(row.get("id", "") for row in self.patterns))}
+        taken: set[int] = set()
+        kept = []
+        for span in sorted(spans, key=lambda span: (order[span.id_], span.start - span.end, span.start)):
+            if taken.isdisjoint(range(span.start, span.end)):
+                taken.update(range(span.start, span.end))
+                kept.append(span)
+        return sorted(kept)
+
+
+if not Language.has_factory("bert_ner_concepts_v1"):
+    Language.factory(
+        "bert_ner_concepts_v1",
+        assigns=["doc.spans", "token.pos", "doc._.triples", "span._.entity", "span._.negated"],
+        requires=["token.tag", "token.ent_iob", "token.ent_type"],
+        func=create_concept_ruler,
+    )
+
+
+def find_entity_label(span: Span) -> str:
+    """The label of the entity with exactly the tokens of a span, or none."""
+    going = [token.ent_iob_ == "I" for token in span.doc[span.start + 1 : span.end + 1]]
+    exact = span[0].ent_iob_ == "B" and all(going[: len(span) - 1]) and not any(going[len(span) - 1 :])
+    return str(span[0].ent_type_) if exact else ""
+
+
+def is_negated(span: Span) -> bool:
+    """Whether a negation stands before a span, with nothing between but adverbs, adjectives, auxiliaries or `to`."""
+    for token in _before(span):
+        if token.lower_ in _NEGATIONS:
+            return True
+        if token.pos_ not in ("ADV", "ADJ", "AUX") and token.tag_ != "TO":
+            return False
+    return False
+
+
+def _before(span: Span) -> Iterator[Token]:
+    """The tokens of the sentence before a span, the last one first."""
+    doc, i = span.doc, span.start
+    while i > 0 and not doc[i].is_sent_start:
+        i -= 1
+        yield doc[i]
+
+
+def find_triples(doc: Doc) -> list[tuple[Span | None, Span | None, Span | None]]:
+    """Relate the concepts of a document by their positions: a heuristic, as there is no parser.
+
+    A sentence is cut at quotes, colons and dashes. There, the subject of a mechanism is the first actor since the
+    mechanism before that follows no preposition; for an infinitive or a participle, or after a comma or `and`, it is
+    that of the mechanism before; a pronoun is none. The object is the next actor or factor before another mechanism,
+    but after a quotation (`," said the mayor`) that is the subject. A factor before an actor, with only factors,
+    adverbs, commas and `and` between, is related to it without a mechanism.
+
+    doc (Doc): The document.
+    RETURNS (list[tuple[Span | None, Span | None, Span | None]]): Actor, mechanism, actor or factor, in the order of the
+        text; at least two are there.
+    """
+    part = np.cumsum([bool(token.is_sent_start) or token.tag_ in (*_QUOTES, ":") for token in doc])
+    triples: list[tuple[Span | None, Span | None, Span | None]] = []
+    for _, group in itertools.groupby(doc.spans.get("concepts", []), key=lambda span: part[span.start]):
+        concepts = list(group)
+        described: dict[int, Span] = {}  # by the first token of a factor the actor after it
+        for factor, span in reversed(list(itertools.pairwise(concepts))):
+            between = doc[factor.end : span.start]
+            if factor.label_ == "factor" and all(
+                token.pos_ in ("ADV", "CCONJ") or token.text == "," for token in between
+            ):
+                actor = described.get(span.start) if span.label_ == "factor" else span
+                if actor is not None and actor.label_ == "actor":
+                    described[factor.start] = actor
+                    triples.append((actor, None, factor))
+        # Of "Senator Kiplagat", the name
+        titles = {
+            a.start for a, b in itertools.pairwise(concepts) if a.label_ == b.label_ == "actor" and a.end == b.start
+        }
+        concepts = [span for span in concepts if span.start not in titles]
+        places = [place for place, span in enumerate(concepts) if span.label_ == "mechanism"]
+        subject: Span | None = None
+        last = -1
+        for place, following in itertools.pairwise([*places, len(concepts)]):
+            actors = [span for span in concepts[last + 1 : place] if span.label_ == "actor" and _may_be_subject(span)]
+            finite, before = _what_is_before(concepts[place])
+            if before is not None and before.tag_ == "PRP":
+                subject = None
+            elif last < 0 or (actors and finite and not (before and (before.tag_ == "CC" or before.text == ","))):
+                subject = actors[0] if actors else None
+            after = concepts[place + 1 : following]
+            found = described.get(after[0].start, after[0]) if after else None
+            quoted = before is not None and before.tag_ in _QUOTES and before.whitespace_
+            if quoted and found is not None and found.label_ == "actor":
+                subject, found = found, None
+            if subject is not None or found is not None:
+                triples.append((subject, concepts[place], found))
+            last = place
+    return sorted(triples, key=lambda triple: min(span.start for span in triple if span is not None))
+
+
+_QUOTES = ('"', "``", "''")
+
+
+def _may_be_subject(actor: Span) -> bool:
+    for token in _before(actor):
+        if token.pos_ not in ("ADV", "ADJ", "DET", "NUM") and token.tag_ not in ("PRP$", "POS"):
+            return token.pos_ != "ADP" and token.tag_ != "TO"
+    return True
+
+
+def _what_is_before(mechanism: Span) -> tuple[bool, Token | None]:
+    """Whether a mechanism is finite, and the token before it and its auxiliaries and adverbs."""
+    finite = mechanism[0].tag_ in ("VBD", "VBZ", "VBP")
+    for token in _before(mechanism):
+        finite = finite or token.pos_ == "AUX"
+        if token.pos_ not in ("ADV", "AUX"):
+            return finite, token
+    return finite, None
 
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")

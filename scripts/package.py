@@ -48,6 +48,7 @@ import spacy
 nlp = spacy.load("{package}")
 doc = nlp("My name is Wolfgang and I live in Berlin.")
 print([(ent.text, ent.label_, ent._.score) for ent in doc.ents])
+print([(span.text, span.label_) for span in doc.spans["concepts"]])  # actors, factors, mechanisms, by rules
 ```
 
 Version {version}. Components: {components}. Labels: {labels}.

@@ -205,7 +205,7 @@ def test_a_corpus_without_parts_of_speech_trains_no_tagger(tmp_path: Path, tiny_
     convert(write_corpus(tmp_path / "assets", "Mira B-person\nsleeps O\n\nTurku B-city\n"), tmp_path / "corpus")
     train(CONFIG, tmp_path / "run", tmp_path / "corpus", tiny_encoder, CODE, epochs="1")
     nlp = spacy.load(tmp_path / "run" / "model-best")
-    assert nlp.pipe_names == ["transformer", "tok2vec", "senter", "ner", "doc_cleaner"]
+    assert nlp.pipe_names == ["transformer", "tok2vec", "senter", "ner", "concepts", "doc_cleaner"]
     assert set(nlp.pipe_labels["ner"]) == {"person", "city"}
 
 
