@@ -1,12 +1,352 @@
-"""What the page, the service and the notebook share: over a pipeline or an encoder, without a network."""
+"""What the page, the service, the report and the notebook share: pipelines, analyses, exports, answers."""
 
 from __future__ import annotations
 
+import csv
+import html
+import io
+import json
+import math
+import os
+import re
+import threading
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import requests
+import spacy
+from markupsafe import Markup
+from pydantic import BaseModel, Field
+from spacy import displacy
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.util import get_installed_models
+
+from scripts import functions  # noqa: F401 (what a pipeline in training/ needs)
 from scripts.steps import StepError
 
 MASK = "[MASK]"
+MAX_DOCUMENTS = 100
+MAX_CHARACTERS = 2_000_000  # of all documents
+PART = 50_000  # characters that the pipeline reads at once; above 1,000,000 spaCy refuses (E088)
+ENDPOINT, ENDPOINT_MODEL, ENDPOINT_KEY = (f"BERT_NER_LLM_{name}" for name in ("URL", "MODEL", "KEY"))
+COLORS = {
+    "PER": "#ffd7a8", "ORG": "#b9d8ff", "LOC": "#c6ecc0", "MISC": "#e5d0f5",
+    "actor": "#b9d8ff", "factor": "#ffe08a", "mechanism": "#c6ecc0",
+}  # fmt: skip
+
+# displaCy's own has no colour for the text, which on a dark page is as light as the mark
+MARK = (
+    '<mark class="entity" style="background: {bg}; color: #111; padding: 0.2em 0.35em; border-radius: 0.35em">{text}'
+    '<span style="font-size: 0.75em; font-weight: bold; margin-left: 0.4em">{label}</span></mark>'
+)
+
+
+class Span(BaseModel):
+    """A part of a text, by offsets of characters in it."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Entity(Span):
+    """A named entity. The score is how likely it is that span and label are right."""
+
+    label: str
+    score: float | None
+
+
+class Concept(Entity):
+    """An actor, a factor or a mechanism, with the rule that found it; label of the entity and score, if it is one."""
+
+    rule: str
+    entity: str
+    negated: bool
+
+
+class Triple(BaseModel):
+    """Concepts that seem to belong together, by their places among the concepts. A heuristic: there is no parser."""
+
+    actor: int | None
+    mechanism: int | None
+    object: int | None
+
+
+class Token(Span):
+    """A token with the tag of its part of speech, the coarse one of Universal Dependencies, IOB tag and shape."""
+
+    tag: str
+    pos: str
+    iob: str
+    shape: str
+    wordpieces: list[str]
+
+
+class Analysis(BaseModel):
+    """What a pipeline finds in a text."""
+
+    text: str
+    sentences: list[Span]
+    entities: list[Entity]
+    concepts: list[Concept]
+    triples: list[Triple]
+    tokens: list[Token]
+
+
+class Evidence(Span):
+    """A sentence that an answer rests on."""
+
+    document: int
+
+
+class Answer(BaseModel):
+    """An answer and what it rests on; whether a language model worded it, and why not if it was to."""
+
+    text: str
+    evidence: list[Evidence]
+    drafted: bool = False
+    warning: str = Field(default="", description="Why the configured language model did not word it")
+
+
+def find_pipelines(root: Path) -> dict[str, str]:
+    """The pipelines at hand: packaged and trained ones of the project, newest first, then installed ones.
+
+    root (Path): The project.
+    RETURNS (dict[str, str]): By a name for people what spacy.load takes.
+    """
+    found = [*root.glob("packages/*/*/*/*/config.cfg"), *root.glob("training/*/model-best*/config.cfg")]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return {str(path.parent.relative_to(root)): str(path.parent) for path in found} | {
+        name: name for name in sorted(get_installed_models())
+    }
+
+
+def load_pipeline(name: str) -> Annotator:
+    """Load a pipeline: a folder or the name of an installed package.
+
+    RAISES (StepError): If there is none, or it cannot be loaded.
+    """
+    try:
+        return Annotator(spacy.load(name))
+    except (OSError, ValueError) as error:
+        raise StepError(
+            f"{name} cannot be loaded: {str(error).splitlines()[0]}", "Train one: make quickstart"
+        ) from error
+
+
+class Annotator:
+    """A pipeline that several threads may use, one after the other, for texts of any length.
+
+    nlp (Language): The pipeline.
+    """
+
+    def __init__(self, nlp: Language) -> None:
+        self.nlp = nlp
+        self.lock = threading.Lock()
+
+    def annotate(
+        self, texts: Sequence[str], tokens: bool = False, advance: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Analysis]:
+        """Analyse texts. Long ones are read in parts, cut between paragraphs.
+
+        texts (Sequence[str]): The texts.
+        tokens (bool): Whether to list tokens too.
+        advance (Callable[[int, int], None]): Is told after each part how many characters are done, and of how many;
+            what it raises ends the analysis.
+        RETURNS (list[Analysis]): One for each text.
+        """
+        analyses = [
+            Analysis(text=text, sentences=[], entities=[], concepts=[], triples=[], tokens=[]) for text in texts
+        ]
+        parts = [(part, (analysis, start)) for analysis in analyses for start, part in split_text(analysis.text)]
+        done, total = 0, sum(len(part) for part, _ in parts)
+        with self.lock:
+            advance(0, total)
+            with self.nlp.memory_zone():  # without it the vocabulary would grow for ever
+                for doc, (analysis, start) in self.nlp.pipe(parts, as_tuples=True, batch_size=8):
+                    self._add(doc, analysis, start, tokens)
+                    done += len(doc.text)
+                    advance(done, total)
+        return analyses
+
+    def _add(self, doc: Doc, analysis: Analysis, offset: int, tokens: bool) -> None:
+        def place(span: Any) -> dict[str, Any]:
+            return {"start": span.start_char + offset, "end": span.end_char + offset, "text": span.text}
+
+        def score(span: Any) -> float | None:
+            return span._.score if span.has_extension("score") else None
+
+        for sentence in doc.sents if doc.has_annotation("SENT_START") else [doc[:]]:
+            if text := sentence.text.strip():
+                start = sentence.start_char + sentence.text.index(text) + offset
+                analysis.sentences.append(Span(start=start, end=start + len(text), text=text))
+        analysis.entities += [Entity(**place(ent), label=ent.label_, score=score(ent)) for ent in doc.ents]
+        concepts = list(doc.spans.get("concepts", []))
+        first = len(analysis.concepts)
+        numbers = {(span.start, span.end): first + number for number, span in enumerate(concepts)}
+        for span in concepts:
+            kind = {"label": span.label_, "rule": span.id_, "entity": span._.entity, "negated": span._.negated}
+            analysis.concepts.append(Concept(**place(span), **kind, score=score(span)))
+        for triple in doc._.triples if concepts else []:
+            actor, mechanism, found = (span and numbers[span.start, span.end] for span in triple)
+            analysis.triples.append(Triple(actor=actor, mechanism=mechanism, object=found))
+        if tokens:
+            analysis.tokens += [
+                Token(
+                    start=token.idx + offset,
+                    end=token.idx + len(token) + offset,
+                    text=token.text,
+                    tag=token.tag_,
+                    pos=token.pos_,
+                    iob=f"{token.ent_iob_}-{token.ent_type_}" if token.ent_type_ else "O",
+                    shape=token.shape_,
+                    wordpieces=wordpieces,
+                )
+                for token, wordpieces in zip(doc, self._wordpieces(doc), strict=True)
+                if not token.is_space
+            ]
+
+    def _wordpieces(self, doc: Doc) -> list[list[str]]:
+        if not len(doc) or "transformer" not in self.nlp.pipe_names:
+            return [[] for _ in doc]
+        tokenizer = self.nlp.get_pipe("transformer").model.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        found = tokenizer.encode_batch([token.text for token in doc], add_special_tokens=False)
+        return [list(encoding.tokens[: sum(encoding.attention_mask)]) for encoding in found]  # without padding
+
+
+def split_text(text: str, size: int = PART) -> Iterator[tuple[int, str]]:
+    """Cut a text into parts of at most `size` characters: after a paragraph, or else a line, a sentence, a word.
+
+    text (str): The text.
+    size (int): The most characters in a part.
+    YIELDS (tuple[int, str]): Where a part begins, and the part; together they are the text.
+    """
+    start = 0
+    while len(text) - start > size:
+        window = text[start : start + size]
+        ends = (window.rfind(mark) + len(mark) for mark in ("\n\n", "\n", ". ", " ") if window.rfind(mark) >= size // 2)
+        end = next(ends, size)
+        yield start, window[:end]
+        start += end
+    if start < len(text):
+        yield start, text[start:]
+
+
+def check_size(texts: Sequence[str]) -> None:
+    """Refuse more than page and service can take.
+
+    RAISES (StepError): If there are too many documents or characters.
+    """
+    characters = sum(map(len, texts))
+    if len(texts) > MAX_DOCUMENTS or characters > MAX_CHARACTERS:
+        raise StepError(
+            f"{len(texts):,} documents of {characters:,} characters are too much at once.",
+            f"At most {MAX_DOCUMENTS} documents of {MAX_CHARACTERS:,} characters in all: use nlp.pipe for more.",
+        )
+
+
+def read_upload(name: str, data: bytes) -> list[tuple[str, str]]:
+    """The documents in a file: one of .txt, .pdf and .docx, one for each row of .csv.
+
+    In a table, the text is the column `text`, or else the one with the longest cells.
+
+    name (str): Of the file.
+    data (bytes): Its contents.
+    RETURNS (list[tuple[str, str]]): Titles and texts.
+    RAISES (StepError): If it is of another kind, damaged, or has no text.
+    """
+    kind = Path(name).suffix.lower()
+    readers = {".txt": _read_txt, ".csv": _read_csv, ".pdf": _read_pdf, ".docx": _read_docx}
+    if kind not in readers:
+        raise StepError(f"{name} is not a file of a known kind.", f"Known are {', '.join(readers)}.")
+    try:
+        texts = [text for text in readers[kind](data) if text.strip()]
+    except Exception as error:  # libraries that read damaged files raise whatever they like
+        raise StepError(f"{name} cannot be read: {error}", "Save it again, or paste its text.") from error
+    if not texts:
+        raise StepError(f"{name} has no text.", "If it is scanned, it needs text recognition first.")
+    return [(name if len(texts) == 1 else f"{name}, row {row}", text) for row, text in enumerate(texts, 1)]
+
+
+def _read_txt(data: bytes) -> list[str]:
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(data, cp_isolation=["utf_8", "utf_16", "cp1252"]).best()  # what English is written in
+    return [data.decode("utf8") if best is None else str(best)]
+
+
+def _read_csv(data: bytes) -> list[str]:
+    import pandas as pd
+
+    table = pd.read_csv(io.StringIO(_read_txt(data)[0]), dtype=str, keep_default_na=False, sep=None, engine="python")
+    column = "text" if "text" in table else max(table, key=lambda name: table[name].str.len().sum())
+    return [str(cell) for cell in table[column]]
+
+
+def _read_pdf(data: bytes) -> list[str]:
+    from pypdf import PdfReader
+
+    return ["\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(data)).pages)]
+
+
+def _read_docx(data: bytes) -> list[str]:
+    from docx import Document
+    from docx.table import Table
+
+    blocks = []
+    for block in Document(io.BytesIO(data)).iter_inner_content():
+        rows = [[cell.text for cell in row.cells] for row in block.rows] if isinstance(block, Table) else [[block.text]]
+        blocks.append("\n".join("\t".join(cells) for cells in rows))
+    return ["\n\n".join(blocks)]
+
+
+def highlight(text: str, spans: Iterable[dict[str, Any]]) -> Markup:
+    """A text with marked spans, as displaCy shows them. displaCy escapes the text, but not the labels.
+
+    text (str): The text.
+    spans (Iterable[dict[str, Any]]): Each with start, end, label; without overlaps.
+    RETURNS (Markup): HTML.
+    """
+    ents = [span | {"label": html.escape(span["label"])} for span in spans]
+    if not ents:
+        return Markup(f'<div class="entities">{html.escape(text)}</div>')
+    doc = {"text": text, "ents": ents, "title": None}
+    options = {"colors": COLORS, "template": MARK}
+    return Markup(displacy.render(doc, style="ent", manual=True, jupyter=False, options=options))
+
+
+def export_analyses(analyses: Sequence[Analysis], kind: str) -> str:
+    """Analyses as the text of a file.
+
+    analyses (Sequence[Analysis]): For conll with tokens.
+    kind (str): json or jsonl, with all that was found; csv, a row for each entity; conll, tokens in columns.
+    """
+    if kind == "json":
+        return json.dumps([analysis.model_dump() for analysis in analyses], ensure_ascii=False, indent=2)
+    if kind == "jsonl":
+        return "".join(json.dumps(analysis.model_dump(), ensure_ascii=False) + "\n" for analysis in analyses)
+    out = io.StringIO()
+    if kind == "csv":
+        rows = csv.writer(out, lineterminator="\n")
+        rows.writerow(["document", "start", "end", "text", "label", "score"])
+        for number, analysis in enumerate(analyses, 1):
+            for ent in analysis.entities:
+                rows.writerow([number, ent.start, ent.end, ent.text, ent.label, ent.score])
+        return out.getvalue()
+    for analysis in analyses:
+        out.write("-DOCSTART- -X- -X- O\n\n")
+        starts = {sentence.start for sentence in analysis.sentences}
+        for number, token in enumerate(analysis.tokens):
+            if number and token.start in starts:
+                out.write("\n")
+            word = "".join(token.text.split())  # the columns are separated by spaces
+            out.write(f"{word} {token.tag or '-X-'} -X- {token.iob}\n")
+        out.write("\n")
+    return out.getvalue()
 
 
 def predict_masked(encoder: Path, text: str, top: int = 10) -> list[tuple[str, float]] | None:
@@ -37,3 +377,238 @@ def predict_masked(encoder: Path, text: str, top: int = 10) -> list[tuple[str, f
     best = probabilities.topk(min(top, len(probabilities)))
     words = tokenizer.convert_ids_to_tokens(best.indices.tolist())
     return list(zip(words, best.values.tolist(), strict=True))
+
+
+KINDS = {
+    ("PER", "PERSON"): "who whom person persons people",
+    (
+        "ORG",
+    ): "organisation organisations organization organizations company companies team teams club clubs firm firms",
+    ("LOC", "GPE"): "where place places location locations city cities country countries town towns",
+}
+_OTHER_WORDS = """
+a about all an and any are as at be been by can could describe described did do does doing done document documents for
+from had has have how i in is it like list many me mentioned name named names of on or say says tell text that the there
+these they this to was were what when which will with would you your appear appears appeared together happen happened
+"""
+FUNCTION_WORDS = frozenset([*_OTHER_WORDS.split(), *" ".join(KINDS.values()).split()])
+QUOTES = 8  # the most sentences that an answer shows
+LISTED = 50  # and the most names
+
+
+def ask(analyses: Sequence[Analysis], question: str) -> Answer:
+    """Answer a question about documents, from their entities, concepts and sentences alone.
+
+    It knows: who or what is mentioned, how many, which appear with a name, what a name did, who did something, how
+    something is described. To any other question it gives the sentences nearest in words.
+
+    analyses (Sequence[Analysis]): Of the documents.
+    question (str): In English.
+    RETURNS (Answer): With the sentences it rests on.
+    """
+    words = [word.lower() for word in re.findall(r"\w+(?:[-'\u2019]\w+)*", question)]
+    labels = {label for kind, names in KINDS.items() for label in kind if set(names.split()) & set(words)}
+    labels |= {ent.label for analysis in analyses for ent in analysis.entities if ent.label.lower() in words}
+    names = _find_names(analyses, question)
+    asked = [word for word in words if word not in FUNCTION_WORDS]
+    if names:
+        title = " and ".join(names)
+        if set(words) & {"described", "describe", "like"}:
+            return _answer_description(analyses, title, names)
+        if labels and set(words) & {"with", "together", "near", "beside", "alongside"}:
+            return _answer_neighbours(analyses, title, names, labels)
+        if "what" in words and set(words) & {"did", "do", "does", "done", "doing", "happened", "happen"}:
+            return _answer_deeds(analyses, title, names)
+    unknown = [word for word in re.findall(r"(?<!^)\b[A-Z][\w-]+", question) if _absent(analyses, word)]
+    if unknown:
+        return Answer(text=f"The documents do not mention {unknown[0]}.", evidence=[])
+    if labels:
+        done = _answer_doer(analyses, asked, labels)
+        return done or _answer_mentions(analyses, labels, counted="many" in words)
+    if not asked and set(words) & {"mentioned", "named", "names", "many", "list"}:
+        every = {ent.label for analysis in analyses for ent in analysis.entities}
+        return _answer_mentions(analyses, every, counted="many" in words)
+    return _answer_nearest(analyses, asked)
+
+
+def _quote(analyses: Sequence[Analysis], places: Iterable[tuple[int, int]]) -> list[Evidence]:
+    """The sentences at places, each a document and an offset, every sentence once."""
+    found: dict[tuple[int, int], Evidence] = {}
+    for number, offset in places:
+        sentences = analyses[number].sentences
+        at = bisect_right(sentences, offset, key=lambda sentence: sentence.start) - 1
+        if len(found) < QUOTES and at >= 0 and offset < sentences[at].end:
+            found[number, at] = Evidence(document=number, **sentences[at].model_dump())
+    return list(found.values())
+
+
+def _list(texts: Iterable[str], mark: str) -> str:
+    """Texts in a row, each once; the first LISTED of them."""
+    every = list(dict.fromkeys(texts))
+    return mark.join(every[:LISTED]) + (f"{mark}and {len(every) - LISTED:,} more" if len(every) > LISTED else "")
+
+
+def _find_names(analyses: Sequence[Analysis], question: str) -> list[str]:
+    """The names and actors of the documents that the question has, whole or else by one of their words."""
+    lower = question.lower()
+    every = {ent.text for analysis in analyses for ent in analysis.entities}
+    every |= {span.text for analysis in analyses for span in analysis.concepts if span.label == "actor"}
+    whole = {text for text in every if text.lower() in lower}
+    whole = {text for text in whole if re.search(rf"\b{re.escape(text.lower())}\b", lower)}
+    whole = {text for text in whole if not any(text != other and text.lower() in other.lower() for other in whole)}
+    if whole:
+        return sorted(whole, key=lambda text: lower.find(text.lower()))
+    capitals = {word.lower() for word in re.findall(r"\b[A-Z][\w-]+", question)} - FUNCTION_WORDS
+    return sorted(text for text in every if capitals & set(text.lower().split()))[:1]
+
+
+def _is_named(text: str, names: list[str]) -> bool:
+    """Whether a mention is of one of the names: the same, or one is a word of the other."""
+    return any(set(text.lower().split()) & set(name.lower().split()) for name in names)
+
+
+def _absent(analyses: Sequence[Analysis], word: str) -> bool:
+    return not any(re.search(rf"\b{re.escape(word)}\b", analysis.text, re.IGNORECASE) for analysis in analyses)
+
+
+def _answer_mentions(analyses: Sequence[Analysis], labels: set[str], counted: bool) -> Answer:
+    found = [
+        (number, ent) for number, analysis in enumerate(analyses) for ent in analysis.entities if ent.label in labels
+    ]
+    if not found:
+        return Answer(text="None is mentioned.", evidence=[])
+    counts = Counter(ent.text for _, ent in found)
+    listed = _list((f"{text} ({times} times)" if times > 1 else text for text, times in counts.most_common()), ", ")
+    text = f"{len(counts)}, in {len(found)} places: {listed}." if counted else f"{listed}."
+    firsts = {ent.text: (number, ent.start) for number, ent in reversed(found)}
+    return Answer(text=text, evidence=_quote(analyses, (firsts[text] for text, _ in counts.most_common())))
+
+
+def _answer_neighbours(analyses: Sequence[Analysis], title: str, names: list[str], labels: set[str]) -> Answer:
+    counts: Counter[str] = Counter()
+    places = []
+    for number, analysis in enumerate(analyses):
+        starts = [ent.start for ent in analysis.entities]
+        for sentence in analysis.sentences:
+            within = analysis.entities[bisect_left(starts, sentence.start) : bisect_left(starts, sentence.end)]
+            others = {ent.text for ent in within if ent.label in labels and not _is_named(ent.text, names)}
+            if others and any(_is_named(ent.text, names) for ent in within):
+                counts.update(others)
+                places.append((number, sentence.start))
+    if not counts:
+        return Answer(text=f"None appears in a sentence with {title}.", evidence=[])
+    listed = _list((text for text, _ in counts.most_common()), ", ")
+    return Answer(text=f"In a sentence with {title}: {listed}.", evidence=_quote(analyses, places))
+
+
+def _relations(analyses: Sequence[Analysis]) -> Iterator[tuple[int, Concept | None, Concept | None, Concept | None]]:
+    for number, analysis in enumerate(analyses):
+        for triple in analysis.triples:
+            places = (triple.actor, triple.mechanism, triple.object)
+            actor, mechanism, found = (None if place is None else analysis.concepts[place] for place in places)
+            yield number, actor, mechanism, found
+
+
+def _tell(mechanism: Concept, found: Concept | None) -> str:
+    return ("not " if mechanism.negated else "") + mechanism.text + (f" … {found.text}" if found else "")
+
+
+def _answer_deeds(analyses: Sequence[Analysis], title: str, names: list[str]) -> Answer:
+    deeds = [
+        (number, mechanism, found)
+        for number, actor, mechanism, found in _relations(analyses)
+        if actor and mechanism and _is_named(actor.text, names)
+    ]
+    if not deeds:
+        places = [(n, ent.start) for n, a in enumerate(analyses) for ent in a.entities if _is_named(ent.text, names)]
+        return Answer(text=f"The documents mention {title}, but no deed was found.", evidence=_quote(analyses, places))
+    listed = _list((_tell(mechanism, found) for _, mechanism, found in deeds), "; ")
+    evidence = _quote(analyses, ((number, mechanism.start) for number, mechanism, _ in deeds))
+    return Answer(text=f"{title}: {listed}.", evidence=evidence)
+
+
+def _answer_doer(analyses: Sequence[Analysis], asked: list[str], labels: set[str]) -> Answer | None:
+    """Who did what the question has a verb for, if it has one."""
+    stems = {_stem(word) for word in asked}
+    deeds = [
+        (number, actor, mechanism, found)
+        for number, actor, mechanism, found in _relations(analyses)
+        if actor and mechanism and _stem(mechanism.text.split()[0]) in stems
+    ]
+    objects = [deed for deed in deeds if deed[3] and {_stem(word) for word in deed[3].text.split()} & stems]
+    deeds = objects or deeds
+    deeds = [deed for deed in deeds if deed[1].entity in labels] or deeds
+    if not deeds:
+        return None
+    listed = _list((f"{actor.text} {_tell(mechanism, found)}" for _, actor, mechanism, found in deeds), "; ")
+    return Answer(text=f"{listed}.", evidence=_quote(analyses, ((number, actor.start) for number, actor, *_ in deeds)))
+
+
+def _answer_description(analyses: Sequence[Analysis], title: str, names: list[str]) -> Answer:
+    found = [
+        (number, factor)
+        for number, actor, mechanism, factor in _relations(analyses)
+        if actor and factor and not mechanism and _is_named(actor.text, names)
+    ]
+    if not found:
+        return Answer(text=f"No adjective stands before {title}.", evidence=[])
+    listed = _list((("not " if factor.negated else "") + factor.text for _, factor in found), ", ")
+    return Answer(text=f"{title}: {listed}.", evidence=_quote(analyses, ((n, factor.start) for n, factor in found)))
+
+
+def _answer_nearest(analyses: Sequence[Analysis], asked: list[str]) -> Answer:
+    """The sentences that share most words with the question, rare words counting more."""
+    stems = {_stem(word) for word in asked}
+    sentences = [
+        (number, sentence, stems & {_stem(word) for word in re.findall(r"\w+", sentence.text.lower())})
+        for number, analysis in enumerate(analyses)
+        for sentence in analysis.sentences
+    ]
+    counts = Counter(stem for *_, shared in sentences for stem in shared)
+    weights = {stem: math.log(1 + len(sentences) / count) for stem, count in counts.items()}
+    ranked = sorted(sentences, key=lambda row: -sum(weights[stem] for stem in row[2]))
+    places = [(number, sentence.start) for number, sentence, shared in ranked[:3] if shared]
+    if not places:
+        return Answer(text="The documents say nothing about that.", evidence=[])
+    return Answer(text="The nearest passages:", evidence=_quote(analyses, places))
+
+
+def _stem(word: str) -> str:
+    """What words such as launch, launches, launched and launching share."""
+    return re.sub(r"(?:e?s|e?d|ing|e)$", "", word.lower()) if len(word) > 3 else word.lower()
+
+
+def draft(answer: Answer, question: str, timeout: float = 30) -> Answer:
+    """The answer in the words of a language model, if an endpoint with OpenAI's interface is configured.
+
+    It is sent question, local answer and quotes, nothing else, and only if BERT_NER_LLM_URL is set, such as
+    `http://127.0.0.1:11434/v1`; with BERT_NER_LLM_MODEL and, if needed, BERT_NER_LLM_KEY.
+
+    answer (Answer): The local one.
+    question (str): The question.
+    timeout (float): Seconds to wait for each part of the reply.
+    RETURNS (Answer): With the same evidence; if the endpoint fails, the local answer with a warning.
+    """
+    url = os.environ.get(ENDPOINT)
+    if not url or not answer.evidence:
+        return answer
+    quotes = "\n".join(f"[{number}] {quote.text}" for number, quote in enumerate(answer.evidence, 1))
+    prompt = f"Question: {question}\n\nQuotes:\n{quotes}\n\nFound by rules: {answer.text}"
+    system = "Answer in at most three sentences, from the quotes alone, citing them as [1]. If they do not say, say so."
+    key = os.environ.get(ENDPOINT_KEY)
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    try:
+        reply = requests.post(
+            f"{url.rstrip('/')}/chat/completions",
+            json={"model": os.environ.get(ENDPOINT_MODEL, "default"), "messages": messages, "temperature": 0},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=timeout,
+            allow_redirects=False,
+        )
+        reply.raise_for_status()
+        text = reply.json()["choices"][0]["message"]["content"].strip()
+        if not text:
+            raise ValueError("an empty answer")
+    except (requests.RequestException, LookupError, TypeError, AttributeError, ValueError) as error:
+        return answer.model_copy(update={"warning": f"The language model gave no answer: {type(error).__name__}."})
+    return answer.model_copy(update={"text": text, "drafted": True})

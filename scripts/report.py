@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,17 +10,22 @@ from typing import Annotated, Any
 import srsly
 import typer
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from spacy import displacy
 from wasabi import msg
 
 from scripts.analyze import FIGURES as ANALYSIS_FIGURES
+from scripts.application import highlight
 from scripts.explore import FIGURES as CORPUS_FIGURES
 from scripts.explore import rows_of
 from scripts.package import interval_text, percent, worth_of_scores
 from scripts.steps import SPLITS, StepError, read_json, run
 
-NEEDED = {"corpus": "explore", "evaluation": "evaluate", "analysis": "analyze", "analysis-examples": "analyze"}
+NEEDED = {
+    "corpus": "explore",
+    "evaluation": "evaluate",
+    "analysis": "analyze",
+    "analysis-examples": "analyze",
+    "concepts": "concepts",
+}
 KINDS = {
     "type": "the span is right, the label is not",
     "boundary": "the label is right, the span is not",
@@ -108,6 +112,10 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
             )
             for label, scores in analysis["labels"].items()
         ],
+        concept_rows=[
+            (label, *(percent(scores[key]) for key in ("precision", "recall", "f")), scores["spans"])
+            for label, scores in results["concepts"]["labels"]["test"].items()
+        ],
         error_rows=[(kind, f"{analysis['errors'][kind]['in all']:,}", what) for kind, what in KINDS.items()],
         slice_rows=[
             (name, part, f"{scores['entities']:,}", *(percent(scores[key]) for key in ("precision", "recall", "f")))
@@ -117,7 +125,10 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         disagreements=[
             {
                 "score": error["score"],
-                **{side: highlight(error["text"], error[side]) for side in ("corpus", "pipeline")},
+                **{
+                    side: highlight(error["text"], [error[side]] if error[side] else [])
+                    for side in ("corpus", "pipeline")
+                },
             }
             for error in results["analysis-examples"]["most_confident_disagreements"]
         ],
@@ -151,14 +162,6 @@ def read_figures(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 raise StepError(f"{path} is missing.", "Run explore and analyze again.")
             source = f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
             yield f"{kind}-{name}", {"source": source, "caption": draw.__doc__ or name}
-
-
-def highlight(text: str, span: dict[str, Any] | None) -> Markup:
-    """A text with an entity, or with none, as displaCy shows it. displaCy escapes the text, but not the label."""
-    if span is None:
-        return Markup(f'<div class="entities">{html.escape(text)}</div>')
-    ents = [span | {"label": html.escape(span["label"])}]
-    return Markup(displacy.render({"text": text, "ents": ents, "title": None}, style="ent", manual=True, jupyter=False))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
-from scripts.report import highlight, report
+from scripts.report import report
 from scripts.steps import SPLITS, StepError, read_json, write_json
 from tests.conftest import ROOT, Project
 
@@ -99,11 +99,6 @@ def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
     page = Page((metrics / "report.html").read_text("utf8"))
     assert not any(tag in ("script", "b") or "onerror" in attrs for tag, attrs in page.elements)
     assert page.text.count(evil) == 3 and label in page.text
-
-
-def test_highlighting_marks_the_span() -> None:
-    assert "<mark" in highlight("Mira left", {"start": 0, "end": 4, "label": "PER"})
-    assert highlight("a < b", None) == '<div class="entities">a &lt; b</div>'
 
 
 def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:
