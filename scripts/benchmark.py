@@ -13,13 +13,16 @@ import os
 import platform
 import random
 import resource
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -951,6 +954,106 @@ def speed(
     msg.good(f"Wrote {metrics / 'speed.json'}")
 
 
+def service(
+    model: Annotated[Path, typer.Argument(help="The pipeline", exists=True)],
+    metrics: Annotated[Path, typer.Argument(help="Folder for service.json")],
+    clients: Annotated[int, typer.Option(help="How many ask at the same time", min=1)] = 50,
+    seconds: Annotated[float, typer.Option(help="For how long")] = 60,
+) -> None:
+    """Measure how the service bears many clients who ask for the entities of a sentence again and again."""
+    metrics.mkdir(parents=True, exist_ok=True)
+    with start_service(model) as (address, process):
+        press(address, clients, min(5, seconds))  # afterwards memory should not grow any more
+        before = memory_of(process.pid)
+        answers = press(address, clients, seconds)
+        after = memory_of(process.pid)
+    times = sorted(taken for status, taken in answers if status == 200)
+    if not times:
+        raise StepError("The service answered nothing.", f"Try it: python -m scripts.serve {model}")
+    record = {
+        "clients": clients,
+        "seconds": seconds,
+        "statuses": {str(status): sum(found == status for found, _ in answers) for status in {s for s, _ in answers}},
+        "answers_per_second": len(times) / seconds,
+        "seconds_p50": times[len(times) // 2],
+        "seconds_p95": times[int(0.95 * len(times))],
+        "rss_mb": {"before": before, "after": after},
+        "machine": machine(),
+        "model": read_json(model / "origin.json").get("made_from", {}),
+    }
+    write_json(metrics / "service.json", record)
+    shown = {
+        key: str(record[key]) for key in ("statuses", "answers_per_second", "seconds_p50", "seconds_p95", "rss_mb")
+    }
+    msg.table(shown, aligns=("l", "r"))
+    msg.good(f"Wrote {metrics / 'service.json'}")
+
+
+@contextmanager
+def start_service(model: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The service in a process of its own, ready, and interrupted in the end.
+
+    YIELDS (tuple[str, subprocess.Popen[str]]): Its address and the process.
+    RAISES (StepError): If it does not start.
+    """
+    import requests
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "scripts.serve", str(model.resolve()), "--port", str(port)]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True) as process,
+    ):
+        try:
+            while process.poll() is None:
+                with suppress(requests.ConnectionError):
+                    if requests.get(f"http://127.0.0.1:{port}/ready", timeout=5).ok:
+                        break
+                time.sleep(0.2)
+            else:
+                log.seek(0)
+                raise StepError("The service does not start.", "\n".join(log.read().splitlines()[-15:]))
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def press(address: str, clients: int, seconds: float) -> list[tuple[int, float]]:
+    """Let clients ask the service, each again as soon as it is answered.
+
+    RETURNS (list[tuple[int, float]]): For each answer its status, 0 for none, and the seconds it took.
+    """
+    import requests
+
+    end = time.monotonic() + seconds
+
+    def ask() -> list[tuple[int, float]]:
+        answers = []
+        with requests.Session() as session:
+            while time.monotonic() < end:
+                began = time.perf_counter()
+                try:
+                    status = session.post(f"{address}/v1/entities", json={"texts": [SENTENCE]}, timeout=120).status_code
+                except requests.RequestException:
+                    status = 0
+                answers.append((status, time.perf_counter() - began))
+                if status == 429:
+                    time.sleep(0.05)  # less than the second it is told to
+        return answers
+
+    with ThreadPoolExecutor(clients) as pool:
+        return [answer for done in [pool.submit(ask) for _ in range(clients)] for answer in done.result()]
+
+
+def memory_of(pid: int) -> float:
+    """Resident memory of a process in megabytes."""
+    import psutil
+
+    return float(round(psutil.Process(pid).memory_info().rss / 2**20, 1))
+
+
 def default_precision() -> str:
     """The precision that our pipeline takes on this machine if none is asked for."""
     from scripts.functions import resolve_precision
@@ -1015,4 +1118,4 @@ def train_whole(commands: dict[str, list[str]], target: Path) -> dict[str, dict[
 
 
 if __name__ == "__main__":
-    run(speed, training, hidden=worker)
+    run(speed, service, training, hidden=worker)

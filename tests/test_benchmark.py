@@ -25,6 +25,7 @@ from scripts.benchmark import (
     load_spacy_transformers,
     load_trainer,
     make_job,
+    service,
     summarize,
     train_whole,
     wordpieces,
@@ -207,3 +208,13 @@ def test_speed_from_end_to_end(project: Project, tmp_path: Path) -> None:
     assert record["starts"]["medians"]["load_after_imports"] < record["starts"]["medians"]["process_to_first_entity"]
     assert record["memory"][0]["peak_rss_mb"] > 100 and record["machine"]["threads"] >= 1
     assert json.dumps(record) and "to spacy-transformers" in words(done.stdout)
+
+
+def test_the_service_is_measured_under_load(ruled: Path, tmp_path: Path) -> None:
+    service(ruled / "training/ruled/model-best", tmp_path, clients=4, seconds=0.5)
+    record = read_json(tmp_path / "service.json")
+    assert set(record["statuses"]) <= {"200", "429"} and record["answers_per_second"] > 1
+    assert 0 < record["seconds_p50"] <= record["seconds_p95"] < 5 and record["rss_mb"]["after"] > 10
+    (tmp_path / "config.cfg").write_text("[nlp]")
+    with pytest.raises(StepError, match="does not start"):
+        service(tmp_path, tmp_path, clients=1, seconds=0.1)
