@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import requests
+import streamlit as st
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Dialog, Error, Page, Request, expect
+from streamlit.testing.v1 import AppTest
+
+from scripts.app import EXAMPLES, TABS, draw_triples, format_answer, plain
+from scripts.application import Answer, Evidence
+from tests.conftest import ROOT, TEXT, Project, save_tiny_encoder
+
+PAGE_OF = os.environ.get("PAGE_OF")  # the folder of another project, for the screenshot of its page in docs/
+NASTY = '<script>alert(1)</script> <img src=x onerror="alert(2)"> ![x](http://127.0.0.1:9/x.png)'
+
+
+@pytest.fixture
+def page_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Opens the page in a folder, without a browser."""
+
+    def open_page(folder: Path, text: str = "") -> AppTest:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("scripts.application.get_installed_models", lambda: [])
+        app = AppTest.from_file(str(ROOT / "scripts/app.py"), default_timeout=60)
+        app.run()
+        if text:
+            app.text_area(key="text").set_value(text).run()
+        assert not app.exception, app.exception[0].message
+        return app
+
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    yield open_page
+
+
+def frame(app: AppTest, column: str) -> Any:
+    return next(element.value for element in app.dataframe if column in element.value)
+
+
+def test_without_a_pipeline_the_page_says_what_to_do(page_of: Any, tmp_path: Path) -> None:
+    assert "make quickstart" in page_of(tmp_path).error[0].value
+
+
+def test_entities_are_shown_filtered_counted_and_downloaded(page_of: Any, ruled: Path) -> None:
+    app = page_of(ruled, TEXT)
+    marked = app.html[0].proto.body
+    assert marked.count("<mark") == 4 and "Mira Solberg" in marked
+    assert list(frame(app, "score")["text"]) == ["Mira Solberg", "Turku", "Norrvik Steel", "Norrvik Steel"]
+    assert any("4 of 4 entities, ORG 2" in element.value for element in app.text)
+    name = "training/ruled/model-best"
+    app.pills[0].set_value(["ORG"]).run()
+    assert set(frame(app, "score")["label"]) == {"ORG"}
+    app.slider(key=f"score {name}").set_value(0.5).run()
+    assert frame(app, "score").empty, "these entities have no score"
+    assert {button.label for button in app.get("download_button")} == {"JSON", "JSONL", "CSV", "CoNLL"}
+
+
+def test_concepts_and_triples_are_shown(page_of: Any, ruled: Path) -> None:
+    app = page_of(ruled, TEXT)
+    triples = frame(app, "mechanism").values.tolist()
+    assert ["Mira Solberg", "launched", "party"] in triples and ["", "not attack", "friends"] in triples
+    assert app.get("graphviz_chart")
+    assert "attack" in list(frame(app, "negated").query("negated")["text"])
+
+
+def test_tokens_are_shown(page_of: Any, ruled: Path) -> None:
+    tokens = frame(page_of(ruled, TEXT), "shape")
+    assert list(tokens["token"])[:3] == ["Senator", "Mira", "Solberg"]
+    assert tokens.loc[1, ["tag", "coarse tag", "IOB", "shape"]].tolist() == ["NNP", "PROPN", "B-PER", "Xxxx"]
+
+
+def test_masked_words_are_guessed_where_the_encoder_can(page_of: Any, ruled: Path) -> None:
+    folder = ruled / "assets/some/encoder"
+    app = page_of(ruled)
+    assert any("download" in element.value for element in app.info)
+    save_tiny_encoder(folder)
+    app.run()
+    assert len(frame(app, "probability")) == 10
+    app.text_input[0].set_value("no mask").run()
+    assert "0 times" in app.error[0].value
+
+
+def test_the_report_of_the_run_is_shown(page_of: Any, project: Project, ruled: Path) -> None:
+    assert any("no report" in element.value for element in page_of(ruled).info)
+    assert page_of(project.folder).get("iframe")
+
+
+def test_questions_are_answered_and_forgotten_with_the_text(page_of: Any, ruled: Path) -> None:
+    app = page_of(ruled, TEXT)
+    asked = next(field for field in app.text_input if field.label.startswith("Question"))
+    asked.set_value("What did Solberg do?")
+    next(button for button in app.button if button.label == "Ask").click().run()
+    shown = "".join(str(element.proto.body) for element in app.html)
+    assert (
+        "launched … party" in shown and "<q>Senator Mira Solberg has launched" in shown and "characters 0 to" in shown
+    )
+    app.text_area(key="text").set_value("Another text").run()
+    assert "launched … party" not in "".join(str(element.proto.body) for element in app.html)
+
+
+def test_two_pipelines_are_compared(page_of: Any, project: Project) -> None:
+    app = page_of(project.folder, "Mira left Turku.")
+    other = next(field for field in app.selectbox if field.label == "Compare with")
+    other.set_value(other.options[0]).run()
+    assert not app.exception
+    tables = [element.value for element in app.dataframe if "score" in element.value and "rule" not in element.value]
+    assert len(tables) == 2 and tables[0].equals(tables[1]), "the packaged pipeline is the trained one"
+
+
+def test_examples_fill_the_text(page_of: Any, ruled: Path) -> None:
+    app = page_of(ruled)
+    next(button for button in app.button if button.label == "A deal").click().run()
+    assert "Norrvik Steel" in app.text_area(key="text").value and not app.exception
+
+
+def test_what_is_typed_is_escaped_everywhere(page_of: Any, ruled: Path) -> None:
+    app = page_of(ruled, f"{NASTY} {TEXT}")
+    asked = next(field for field in app.text_input if field.label.startswith("Question"))
+    asked.set_value(f"Who is {NASTY}?")
+    next(button for button in app.button if button.label == "Ask").click().run()
+    for element in app.html:
+        assert "<script" not in element.proto.body and "<img" not in element.proto.body
+    answer = Answer(text=NASTY, evidence=[Evidence(document=0, start=0, end=1, text=NASTY)], warning=NASTY)
+    shown = format_answer(NASTY, answer, [NASTY])
+    assert shown.count("&lt;script&gt;") == 5 and "<script" not in shown and "<img" not in shown
+    assert re.sub(r"\\(.)", r"\1", plain(NASTY)) == NASTY and "![" not in plain(NASTY)
+    graph = draw_triples([['a"]; b [label="', "\\N <b>", ""]])
+    assert '"a\\"]; b [label=\\""' in graph and '"\\\\N <b>"' in graph
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def address(ruled: Path) -> Iterator[str]:
+    """The page as a process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))["commands"]
+    command = shlex.split(next(command["script"][0] for command in commands if command["name"] == "app"))
+    command = [str(ROOT / part) if part == "scripts/app.py" else part for part in command]
+    with subprocess.Popen(
+        [sys.executable, *command[1:], "--server.port", str(port)],
+        cwd=PAGE_OF or ruled,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        for _ in range(150):
+            try:
+                if requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).ok:
+                    break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+
+
+def keep(found: list[Any], event: Any) -> None:
+    found.append(event)
+
+
+def open_text(page: Page, address: str, text: str) -> None:
+    page.goto(address)
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_label("Text", exact=True).press("Control+Enter")
+    expect(page.locator("mark").first).to_be_visible(timeout=20_000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_page_is_accessible_and_fits(
+    browser: Browser, address: str, tmp_path: Path, width: int, height: int, scheme: Literal["light", "dark"]
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    errors: list[Error] = []
+    page.on("pageerror", lambda error: keep(errors, error))
+    open_text(page, address, EXAMPLES["A deal"] if PAGE_OF else TEXT)
+    for tab in TABS:
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.wait_for_timeout(400)
+        page.screenshot(path=str(tmp_path / f"{tab}.png"))
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        serious = [
+            (found["id"], [node["html"][:200] for node in found["nodes"]])
+            for found in Axe().run(page).response["violations"]
+            if found["impact"] in ("serious", "critical")
+        ]
+        assert not serious, tab
+    assert not errors
+    if (width, scheme) == (1280, "light") and PAGE_OF:
+        shutil.copy(tmp_path / "Concepts.png", ROOT / "docs/app.png")
+    page.close()
+
+
+def test_a_visitor_pastes_filters_downloads_and_asks(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    open_text(page, address, TEXT)
+    panel = page.get_by_role("tabpanel", name="Entities")
+    expect(panel.locator("mark")).to_have_count(4)
+    panel.get_by_role("button", name="ORG", exact=True).click()
+    expect(panel.locator("mark")).to_have_count(2)
+    with page.expect_download() as download:
+        panel.get_by_role("button", name="CSV", exact=True).click()
+    rows = Path(download.value.path()).read_text("utf8").splitlines()
+    assert len(rows) == 3 and "Mira Solberg" in rows[1]
+    page.get_by_role("tab", name="Concepts").click()
+    expect(page.get_by_role("tabpanel").locator("svg g.node").first).to_be_visible()
+    page.get_by_role("tab", name="Ask", exact=True).click()
+    page.get_by_label("Question about the documents").fill("Who launched a party?")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_text("Mira Solberg launched \u2026 party.")).to_be_visible()
+    page.close()
+
+
+def test_nothing_that_is_typed_runs_and_nothing_leaves_the_machine(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    said: list[Dialog] = []
+    requested: list[Request] = []
+    page.on("dialog", lambda dialog: keep(said, dialog))
+    page.on("request", lambda request: keep(requested, request))
+    open_text(page, address, f"{NASTY} {TEXT}")
+    name = "![x](http:x)<img src=x onerror=alert(3)>.pdf"
+    upload = page.locator('input[type="file"]')
+    upload.set_input_files({"name": name, "mimeType": "application/pdf", "buffer": b"no"})
+    expect(page.get_by_text("cannot be read")).to_be_visible()
+    page.wait_for_timeout(300)
+    assert not said
+    assert not [call.url for call in requested if not call.url.startswith((address, "data:", "blob:"))]
+    page.close()
