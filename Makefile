@@ -6,10 +6,16 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m spacy project run
 BENCH_RUN ?= conll2003
 
-.PHONY: quickstart all bench bench-full bench-accuracy test check clean
+PORT ?= 8000
 
-quickstart all clean: .venv/installed
+.PHONY: quickstart all app serve bench bench-full bench-accuracy test check clean
+
+quickstart all app clean: .venv/installed
 	$(RUN) $@
+
+# Not through the project, which kills what Ctrl-C does not end at once
+serve: .venv/installed
+	$(BIN)/python -m scripts.serve $(PIPELINE) --port $(PORT)
 
 bench: .venv/installed-bench .venv-peers/installed
 	$(RUN) benchmark . --vars.run $(BENCH_RUN)

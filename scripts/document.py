@@ -34,14 +34,16 @@ def report(runs: list[Path]) -> str:
 def results(runs: list[Path]) -> str:
     """Tables in Markdown with a row for each run: as shipped, under other conditions; then scores by label.
 
-    runs (list[Path]): Folders with test.json, evaluation.json and package.json.
+    runs (list[Path]): Folders with test.json, evaluation.json, package.json and concepts.json.
     RAISES (StepError): If one has no results.
     """
     rows, conditions, labels = [], [], []
     for path in runs:
-        test, evaluation, package = (read_json(path / f"{name}.json") for name in ("test", "evaluation", "package"))
-        if not (test and evaluation and package):
-            raise StepError(f"{path} lacks test.json, evaluation.json or package.json.", "Run all for it first.")
+        names = ("test", "evaluation", "package", "concepts")
+        test, evaluation, package, marked = (read_json(path / f"{name}.json") for name in names)
+        if not (test and evaluation and package and marked):
+            lacking = ", ".join(f"{name}.json" for name in names if not (path / f"{name}.json").exists())
+            raise StepError(f"{path} lacks {lacking or 'results'}.", "Run all for it first.")
         dev, training = evaluation["dev"], evaluation["training"]
         figures = [
             percent(dev["predicted_sentences"]["ents_f"]),
@@ -64,6 +66,11 @@ def results(runs: list[Path]) -> str:
         conditions.append(f"| `{path.name}` | {' | '.join(figures)} |")
         scores = ", ".join(f"{label} {' / '.join(figures)}" for label, *figures in score_rows(test)[:-1])
         labels.append(f"- `{path.name}`, test, precision / recall / F by label: {scores}.")
+        concepts = ", ".join(
+            f"{label} {' / '.join(percent(scores[key]) for key in ('precision', 'recall', 'f'))}"
+            for label, scores in marked["labels"]["test"].items()
+        )
+        labels.append(f"- `{path.name}`, concepts in 30 sentences marked by hand and held out: {concepts}.")
     return "\n".join(
         [
             "| run | corpus | encoder | dev F | dev F, gold sentences | test F | test F, gold sentences | sentences F "
@@ -151,6 +158,7 @@ def speeds(path: Path) -> str:
         f"One sentence, warm: {sentence}. `spacy.load` after imports: {starts['medians']['load_after_imports']:.1f} s; "
         f"process start to first entity: {starts['medians']['process_to_first_entity']:.1f} s. "
         f"Memory at most, annotating a stream: {peaks} of text.",
+        *service_line(read_json(path / "service.json")),
         "",
         "| training | words/s | to ours | memory at most |",
         "|---|---|---|---|",
@@ -163,6 +171,22 @@ def speeds(path: Path) -> str:
         scores = ", ".join(f"{name} {percent(result['f'])}" for name, result in whole["contenders"].items())
         lines += ["", f"Dev F after {whole['epochs']} epochs of the whole corpus: {scores}."]
     return "\n".join(lines)
+
+
+def service_line(record: dict[str, Any]) -> list[str]:
+    """What service.json says, in a paragraph; nothing if it is empty."""
+    if not record:
+        return []
+    p50, p95 = (f"{1000 * record[f'seconds_{name}']:.0f} ms" for name in ("p50", "p95"))
+    answered, refused = (record["statuses"].get(status, 0) for status in ("200", "429"))
+    others = sum(record["statuses"].values()) - answered - refused
+    memory = " and ".join(f"{megabytes:,.0f} MB {when}" for when, megabytes in record["rss_mb"].items())
+    return [
+        "",
+        f"The service under {record['clients']} clients at once, {record['seconds']:.0f} s: "
+        f"{record['answers_per_second']:.0f} answers a second, p50 {p50}, p95 {p95}; {refused:,} told to come again "
+        f"(429), {others} errors; memory {memory}.",
+    ]
 
 
 def rate(result: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -61,6 +63,54 @@ def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+
+
+TEXT = (
+    "Senator Mira Solberg has launched a young party in Turku . She did not attack her old friends in Norrvik Steel , "
+    "but promised cleaner rivers .\n\nNorrvik Steel called the small party a threat ."
+)
+TAGS = {
+    "NN": "party threat",
+    "NNS": "friends rivers",
+    "NNP": "senator mira solberg turku norrvik steel",
+    "JJ": "young old small",
+    "JJR": "cleaner",
+    "VBZ": "has",
+    "VBN": "launched",
+    "VBD": "did promised called",
+    "VB": "attack",
+    "RB": "not",
+    "DT": "a the",
+    "IN": "in",
+    "PRP": "she",
+    "PRP$": "her",
+    "CC": "but",
+    ",": ",",
+    ".": ".",
+}
+
+
+@pytest.fixture(scope="session")
+def ruled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose pipeline knows the words of TEXT by rules: fast, and right."""
+    import spacy
+
+    from scripts.functions import create_concept_rules
+
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    tagger: Any = nlp.add_pipe("attribute_ruler")
+    for tag, words_ in TAGS.items():
+        tagger.add([[{"LOWER": {"IN": words_.split()}}]], {"TAG": tag})
+    names = {"PER": "Mira Solberg", "LOC": "Turku", "ORG": "Norrvik Steel"}
+    ruler: Any = nlp.add_pipe("entity_ruler")
+    ruler.add_patterns([{"label": label, "pattern": name} for label, name in names.items()])
+    concepts: Any = nlp.add_pipe("bert_ner_concepts_v1", name="concepts")
+    concepts.add_patterns(create_concept_rules())
+    folder = tmp_path_factory.mktemp("ruled")
+    (folder / "training/ruled").mkdir(parents=True)
+    nlp.to_disk(folder / "training/ruled/model-best")
+    return folder
 
 
 @pytest.fixture(scope="module")  # for longer, its event loop would be in the way of others
@@ -117,13 +167,31 @@ class Project:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Project:
-    """`all`, run once, for tests that only look at it."""
-    project = Project(copy_project(tmp_path_factory.mktemp("project")), tiny_encoder)
-    done = project.run("all")
-    assert done.returncode == 0, done.stdout + done.stderr
-    project.output = done.stdout
-    return project
+def projects(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> list[Project]:
+    """`all`, run on the sample and on a corpus of one's own, at the same time: on one core most of it is imports."""
+    folders = [copy_project(tmp_path_factory.mktemp(name)) for name in ("project", "own")]
+    source = folders[1] / "source"
+    source.mkdir()
+    for split in ("train", "dev", "test"):  # two columns, tabs, own labels, no documents
+        rows = (ROOT / f"assets/sample/{split}.conll").read_text("utf8").splitlines()
+        pairs = [row.split() for row in rows if not row.startswith("-DOCSTART-")]
+        text = "\n".join(f"{row[0]}\t{row[3].replace('PER', 'person')}" if row else "" for row in pairs)
+        (source / f"{split}.txt").write_text(text, "utf8")
+    projects = [Project(folder, tiny_encoder) for folder in folders]
+    own = {"run": "other", "source": str(source), "corpus": "mine", "name": "other"}
+    with ThreadPoolExecutor() as pool:
+        started = [pool.submit(projects[0].run, "all"), pool.submit(projects[1].run, "all", **own)]
+    for project, running in zip(projects, started, strict=True):
+        done = running.result()
+        assert done.returncode == 0, done.stdout + done.stderr
+        project.output = done.stdout
+    return projects
+
+
+@pytest.fixture(scope="session")
+def project(projects: list[Project]) -> Project:
+    """`all` of the sample, for tests that only look at it."""
+    return projects[0]
 
 
 @pytest.fixture

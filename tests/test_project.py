@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ STEPS = [
     "train",
     "evaluate",
     "analyze",
+    "concepts",
     "package",
     "verify",
     "report",
@@ -42,7 +42,7 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
             assert path in command["deps"] and (ROOT / path).exists()
         for dependency in _imported(used):
             assert dependency in command["deps"], f"{line} imports it"
-    if command["name"] not in ("quickstart", "download", "debug", "experiments", "clean"):
+    if command["name"] not in ("quickstart", "download", "debug", "experiments", "clean", "app", "serve"):
         assert command["outputs"]
     assert command["help"][0].isupper() and not command["help"].endswith(".")
 
@@ -87,6 +87,7 @@ def test_all_leaves_everything_in_its_place(project: Project) -> None:
         "metrics/tiny/test.json",
         "metrics/tiny/evaluation.json",
         "metrics/tiny/analysis.json",
+        "metrics/tiny/concepts.json",
         "metrics/tiny/package.json",
         "metrics/tiny/report.html",
         "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl",
@@ -130,12 +131,13 @@ def stale(project: Project, **variables: str) -> list[str]:
         ("scripts/evaluate.py", ["evaluate", "analyze", "report"]),
         ("scripts/verify.py", ["verify"]),
         ("scripts/report.html", ["report"]),
-        ("scripts/functions.py", ["train", "evaluate", "analyze", "package", "verify", "report"]),
+        ("scripts/functions.py", ["train", "evaluate", "analyze", "concepts", "package", "verify", "report"]),
         ("assets/tiny/test.conll", ["convert"]),
         ("corpus/tiny/train.spacy", ["convert", "explore", "train", "evaluate", "analyze"]),
         ("corpus/tiny/test.spacy", ["convert", "explore", "evaluate", "analyze", "verify"]),
         ("assets/tiny/encoder/vocab.txt", ["explore", "train"]),
-        ("training/tiny/model-best/meta.json", ["train", "evaluate", "analyze", "package", "verify"]),
+        ("training/tiny/model-best/meta.json", ["train", "evaluate", "analyze", "concepts", "package", "verify"]),
+        ("assets/sample/concepts.jsonl", ["concepts"]),
         ("README.md", []),
     ],
 )
@@ -168,27 +170,22 @@ def test_a_variable_runs_again_what_depends_on_it(
     assert stale(project, **variables) == steps
 
 
-def test_a_corpus_of_ones_own_makes_another_run_and_going_back_retrains_nothing(
-    changeable: Project, tmp_path: Path
-) -> None:
-    """Two columns, tabs, own labels, no documents: a pipeline without tagger."""
-    for split in ("train", "dev", "test"):
-        rows = (changeable.folder / f"assets/sample/{split}.conll").read_text("utf8").splitlines()
-        pairs = [row.split() for row in rows if not row.startswith("-DOCSTART-")]
-        text = "\n".join(f"{row[0]}\t{row[3].replace('PER', 'person')}" if row else "" for row in pairs)
-        (tmp_path / f"{split}.txt").write_text(text, "utf8")
-    model = changeable.folder / "training/tiny/model-best"
-    before = sha256(model)
-    done = changeable.run("all", run="other", source=str(tmp_path), corpus="mine", name="other")
-    assert done.returncode == 0, done.stdout + done.stderr
-    meta = read_json(changeable.folder / "packages/other/en_other-1.0.0/meta.json")
+def test_a_corpus_of_ones_own_makes_another_run_and_going_back_retrains_nothing(projects: list[Project]) -> None:
+    """Without parts of speech the pipeline has no tagger."""
+    tiny, own = projects
+    meta = read_json(own.folder / "packages/other/en_other-1.0.0/meta.json")
     assert meta["labels"]["ner"] == ["LOC", "MISC", "ORG", "person"] and "tagger" not in meta["pipeline"]
-    assert read_json(changeable.folder / "metrics/other/evaluation.json")["corpus"] == "mine"
-    done = changeable.run("train")
+    assert read_json(own.folder / "metrics/other/evaluation.json")["corpus"] == "mine"
+    assert read_json(own.folder / "metrics/other/concepts.json")["labels"]["test"]["mechanism"]["recall"] == 0
+    for name in ("assets", "corpus", "training"):
+        shutil.copytree(tiny.folder / name / "tiny", own.folder / name / "tiny")
+    model = own.folder / "training/tiny/model-best"
+    before = sha256(model)
+    done = own.run("train")
     assert "is trained already" in words(done.stdout) and "Training in" not in done.stdout
     assert sha256(model) == before
-    done = changeable.run("clean", run="other")
-    assert done.returncode == 0 and not list(changeable.folder.glob("*/other"))
+    done = own.run("clean", run="other")
+    assert done.returncode == 0 and not list(own.folder.glob("*/other"))
 
 
 def test_clean_refuses_the_sample_corpus(changeable: Project) -> None:
