@@ -163,11 +163,13 @@ class Annotator:
             Analysis(text=text, sentences=[], entities=[], concepts=[], triples=[], tokens=[]) for text in texts
         ]
         parts = [(part, (analysis, start)) for analysis in analyses for start, part in split_text(analysis.text)]
-        done, total = 0, sum(len(part) for part, _ in parts)
+        lengths = [len(part) for part, _ in parts]
+        done, total = 0, sum(lengths)
+        at_once = 2 * PART // max(lengths, default=PART)
         with self.lock:
             advance(0, total)
             with self.nlp.memory_zone():  # without it the vocabulary would grow for ever
-                for doc, (analysis, start) in self.nlp.pipe(parts, as_tuples=True, batch_size=8):
+                for doc, (analysis, start) in self.nlp.pipe(parts, as_tuples=True, batch_size=at_once):
                     self._add(doc, analysis, start, tokens)
                     done += len(doc.text)
                     advance(done, total)
@@ -185,13 +187,13 @@ class Annotator:
                 start = sentence.start_char + sentence.text.index(text) + offset
                 analysis.sentences.append(Span(start=start, end=start + len(text), text=text))
         analysis.entities += [Entity(**place(ent), label=ent.label_, score=score(ent)) for ent in doc.ents]
-        concepts = list(doc.spans.get("concepts", []))
+        concepts = list(doc.spans.get("concepts", [])) if doc.has_extension("triples") else []
         first = len(analysis.concepts)
         numbers = {(span.start, span.end): first + number for number, span in enumerate(concepts)}
         for span in concepts:
             kind = {"label": span.label_, "rule": span.id_, "entity": span._.entity, "negated": span._.negated}
             analysis.concepts.append(Concept(**place(span), **kind, score=score(span)))
-        for triple in doc._.triples if concepts else []:
+        for triple in doc._.triples if concepts else ():
             actor, mechanism, found = (span and numbers[span.start, span.end] for span in triple)
             analysis.triples.append(Triple(actor=actor, mechanism=mechanism, object=found))
         if tokens:

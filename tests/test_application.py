@@ -153,7 +153,9 @@ def test_texts_of_any_kind_pass(annotator: Annotator, text: str) -> None:
 
 
 def test_a_pipeline_of_another_make_works_too() -> None:
-    analysis = Annotator(spacy.blank("xx")).annotate(["Mira left"], tokens=True)[0]
+    nlp = spacy.blank("xx")
+    nlp.add_pipe("span_ruler", config={"spans_key": "concepts"}).add_patterns([{"label": "actor", "pattern": "Mira"}])  # type: ignore[attr-defined]
+    analysis = Annotator(nlp).annotate(["Mira left"], tokens=True)[0]
     assert [token.text for token in analysis.tokens] == ["Mira", "left"] and len(analysis.sentences) == 1
 
 
