@@ -135,8 +135,8 @@ def speeds(path: Path) -> str:
     if not (speed and training):
         raise StepError(f"{path} lacks speed.json or training.json.", "Run benchmark for it first.")
     lines = [
-        f"`{path.name}`, {speed['machine']['cpus']} cores, {speed['words']:,} words of dev, medians of "
-        f"{len(speed['contenders'][speed['reference']]['repetitions'])} (lowest to highest), "
+        f"`{path.name}`, {speed['machine']['cpus']} cores of {speed['machine']['cpu']}, {speed['words']:,} words "
+        f"of dev, medians of {len(speed['contenders'][speed['reference']]['repetitions'])} (lowest to highest), "
         f"default precision {speed['default_precision']}:",
         "",
         f"| annotating | words/s | to {speed['reference']} | share of the bare encoder | dev F, these documents |",
@@ -160,7 +160,7 @@ def speeds(path: Path) -> str:
         f"Memory at most, annotating a stream: {peaks} of text.",
         *service_line(read_json(path / "service.json")),
         "",
-        "| training | words/s | to ours | memory at most |",
+        f"| training, {training['machine']['cpu']} | words/s | to ours | memory at most |",
         "|---|---|---|---|",
     ]
     ours = training["contenders"]["ours"]["words_per_second"]["median"]

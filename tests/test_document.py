@@ -48,7 +48,7 @@ def test_a_benchmark_becomes_tables(tmp_path: Path) -> None:
         return {"repetitions": [{}, {}], "words_per_second": rates, "f": None, "peak_rss_mb": 900, **more}
 
     speed = {
-        "machine": {"cpus": 2},
+        "machine": {"cpus": 2, "cpu": "Some"},
         "words": 2000,
         "reference": "other",
         "default_precision": "int8",
@@ -66,7 +66,10 @@ def test_a_benchmark_becomes_tables(tmp_path: Path) -> None:
     write_json(tmp_path / "speed.json", speed)
     with pytest.raises(StepError, match=r"training\.json"):
         speeds(tmp_path)
-    write_json(tmp_path / "training.json", {"contenders": {"ours": result(4000), "other": result(1000)}})
+    write_json(
+        tmp_path / "training.json",
+        {"machine": {"cpu": "Other"}, "contenders": {"ours": result(4000), "other": result(1000)}},
+    )
     service = {"clients": 50, "seconds": 60, "answers_per_second": 80.2, "seconds_p50": 0.1, "seconds_p95": 0.25}
     statuses = {"200": 4000, "429": 1200, "500": 1}
     write_json(tmp_path / "service.json", service | {"statuses": statuses, "rss_mb": {"before": 900, "after": 905}})
@@ -74,6 +77,7 @@ def test_a_benchmark_becomes_tables(tmp_path: Path) -> None:
     tables = speeds(tmp_path)
     assert "| default | 2,500 (2,490 to 3,500) | 2.50 | 0.70 | – |" in tables and "| 1.00 | – | 50.0 |" in tables
     assert "| bfloat16 | this machine cannot | – |" in tables and "p50 4.0 ms and p99 9.0 ms" in tables
+    assert "2 cores of Some" in tables and "| training, Other |" in tables
     assert "1,200 MB for 1 MB" in tables and "| other | 1,000 (990 to 2,000) | 0.25 | 900 MB |" in tables
     assert "80 answers a second, p50 100 ms, p95 250 ms; 1,200 told to come again (429), 1 errors;" in tables
     assert "memory 900 MB before and 905 MB after" in tables
