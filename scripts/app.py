@@ -84,8 +84,8 @@ def main() -> None:
         st.info("Paste a text, upload a file, or click an example.")
     analyses = analyze({name: pipelines[name] for name in chosen}, tuple(documents))
     titles = [title for title, _ in documents]
-    entities, concepts, tokens, masked, results, asked = st.tabs(TABS)
     number, (start, part) = choose_part(documents)
+    entities, concepts, tokens, masked, results, asked = st.tabs(TABS)
     with entities:
         for name in beside(chosen):
             show_entities(name, analyses[name], number, start, part)
@@ -142,11 +142,7 @@ def analyze(pipelines: dict[str, str], documents: tuple[tuple[str, str], ...]) -
         if key not in kept:
             bar = st.progress(0.0, "Reading")
             try:
-                analyses = load(place).annotate(
-                    texts,
-                    tokens=True,
-                    advance=partial(show_progress, bar),
-                )
+                analyses = load(place).annotate(texts, tokens=True, advance=partial(show_progress, bar))
             except StepError as error:
                 st.error(plain(f"{error.problem} {error.remedy}"))
                 st.stop()

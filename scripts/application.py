@@ -341,12 +341,16 @@ def export_analyses(analyses: Sequence[Analysis], kind: str) -> str:
         return out.getvalue()
     for analysis in analyses:
         out.write("-DOCSTART- -X- -X- O\n\n")
-        starts = {sentence.start for sentence in analysis.sentences}
+        sentences, starts = {sentence.start for sentence in analysis.sentences}, [t.start for t in analysis.tokens]
+        tags = {}
+        for ent in analysis.entities:  # which may be some of those of the tokens
+            for number in range(bisect_left(starts, ent.start), bisect_left(starts, ent.end)):
+                tags[number] = f"{'I' if starts[number] > ent.start else 'B'}-{ent.label}"
         for number, token in enumerate(analysis.tokens):
-            if number and token.start in starts:
+            if number and token.start in sentences:
                 out.write("\n")
             word = "".join(token.text.split())  # the columns are separated by spaces
-            out.write(f"{word} {token.tag or '-X-'} -X- {token.iob}\n")
+            out.write(f"{word} {token.tag or '-X-'} -X- {tags.get(number, 'O')}\n")
         out.write("\n")
     return out.getvalue()
 

@@ -9,8 +9,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +129,7 @@ def create_app(annotator: Annotator, queue: int = QUEUE, timeout: float = TIMEOU
     RETURNS (FastAPI): The application.
     """
     worker = ThreadPoolExecutor(1, "pipeline")
-    waiting: set[object] = set()
+    waiting = 0
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -136,11 +137,12 @@ def create_app(annotator: Annotator, queue: int = QUEUE, timeout: float = TIMEOU
         worker.shutdown(cancel_futures=True)
 
     async def analyze(texts: list[str]) -> list[Analysis]:
+        nonlocal waiting
         try:
             check_size(texts)
         except StepError as error:
             raise HTTPException(413, f"{error.problem} {error.remedy}") from error
-        if len(waiting) >= queue:
+        if waiting >= queue:
             raise HTTPException(429, "Too many requests at once.", {"Retry-After": "1"})
         deadline = time.monotonic() + timeout
 
@@ -148,17 +150,14 @@ def create_app(annotator: Annotator, queue: int = QUEUE, timeout: float = TIMEOU
             if time.monotonic() > deadline:
                 raise TimeoutError
 
-        ticket = object()
-        waiting.add(ticket)
+        waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(worker, use, texts, advance)
+            work = partial(annotator.annotate, texts, advance=advance)
+            return await asyncio.get_running_loop().run_in_executor(worker, work)
         except TimeoutError as error:
             raise HTTPException(503, f"It took longer than {timeout:g} seconds.", {"Retry-After": "5"}) from error
         finally:
-            waiting.discard(ticket)
-
-    def use(texts: list[str], advance: Callable[[int, int], None]) -> list[Analysis]:
-        return annotator.annotate(texts, advance=advance)
+            waiting -= 1
 
     app = FastAPI(
         title="Named entities, actors, factors and mechanisms",
@@ -206,7 +205,7 @@ def create_app(annotator: Annotator, queue: int = QUEUE, timeout: float = TIMEOU
     @app.get("/ready", responses={503: problems[503]})
     async def tell_readiness() -> dict[str, str]:
         """Whether the pipeline is loaded and a request would be taken."""
-        if len(waiting) >= queue:
+        if waiting >= queue:
             raise HTTPException(503, "Too many requests at once.", {"Retry-After": "1"})
         return {"status": "ready", "pipeline": str(annotator.nlp.meta["name"])}
 

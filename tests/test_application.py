@@ -242,7 +242,10 @@ def test_exports_hold_what_was_found(analyses: list[Analysis], tmp_path: Path) -
     (tmp_path / "out.conll").write_text(export_analyses(analyses, "conll"), encoding="utf8")
     documents = read_conll(tmp_path / "out.conll").documents
     assert [len(document) for document in documents] == [len(analysis.sentences) for analysis in analyses]
-    assert [token.text for sentence in documents[1] for token in sentence] == ["Mira", "Solberg", "left", "Turku", "."]
+    found = [(token.text, token.entity) for sentence in documents[1] for token in sentence]
+    assert found[:4] == [("Mira", "B-PER"), ("Solberg", "I-PER"), ("left", "O"), ("Turku", "B-LOC")]
+    some = analyses[1].model_copy(update={"entities": analyses[1].entities[1:]})
+    assert "Solberg NNP -X- O\n" in export_analyses([some], "conll")
 
 
 # Questions
