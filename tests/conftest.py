@@ -159,11 +159,13 @@ class Project:
         self.folder = folder
         self.encoder = encoder
         self.output = ""
+        self.environment: dict[str, str] = {}
 
     def run(self, command: str, run: str = "tiny", **variables: str) -> subprocess.CompletedProcess[str]:
         settings = {"run": run, "source": "sample", "encoder": str(self.encoder), "epochs": "1"} | variables
         options = [part for key, value in settings.items() for part in (f"--vars.{key}", value)]
-        return python("-m", "spacy", "project", "run", command, ".", *options, cwd=self.folder)
+        command_line = ("-m", "spacy", "project", "run", command, ".", *options)
+        return python(*command_line, cwd=self.folder, **self.environment)
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +180,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> li
         text = "\n".join(f"{row[0]}\t{row[3].replace('PER', 'person')}" if row else "" for row in pairs)
         (source / f"{split}.txt").write_text(text, "utf8")
     projects = [Project(folder, tiny_encoder) for folder in folders]
+    projects[1].environment["OMP_NUM_THREADS"] = "1"  # threads of two processes would wait for each other
     own = {"run": "other", "source": str(source), "corpus": "mine", "name": "other"}
     with ThreadPoolExecutor() as pool:
         started = [pool.submit(projects[0].run, "all"), pool.submit(projects[1].run, "all", **own)]
