@@ -1,7 +1,8 @@
 """What spaCy's registry must know, in training and inside the packaged pipeline.
 
-`spacy package --code` copies this file into the wheel, so it imports nothing of the project. Registering it again, from
-the project or from another wheel, is harmless.
+`spacy package --code` copies this file into the wheel, so it imports nothing of the project. Several wheels may be
+loaded in one process, each with its copy, and of one name the registry keeps one function: so whatever behaves in
+another way than before gets a name with a higher version.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import math
 import os
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import no_init_weights
 
 
-@registry.readers("bert_ner.Corpus.v1")  # type: ignore[untyped-decorator,unused-ignore]
+@registry.readers("bert_ner.Corpus.v2")  # type: ignore[untyped-decorator,unused-ignore]
 def create_corpus(path: Path, sentence_starts: bool) -> Callable[[Language], Iterator[Example]]:
     """`spacy.Corpus.v1`, which can give the sentence starts of the corpus to the predicted Docs too.
 
@@ -72,9 +74,8 @@ def create_corpus(path: Path, sentence_starts: bool) -> Callable[[Language], Ite
     def read_with_sentence_starts(nlp: Language) -> Iterator[Example]:
         for example in read(nlp):
             if example.reference.has_annotation("SENT_START"):
-                starts = example.get_aligned("SENT_START")
-                for token, start in zip(example.predicted, starts, strict=True):
-                    token.is_sent_start = None if start is None else start == 1
+                for token, start in zip(example.predicted, example.get_aligned("SENT_START"), strict=True):
+                    token.is_sent_start = None if not start else start == 1  # of 0 and None nothing is known
             yield example
 
     return read_with_sentence_starts
@@ -97,12 +98,12 @@ def create_tagger_remover(path: Path) -> Callable[[Language], Language]:
     return remove_tagger
 
 
-@registry.tokenizers("bert_ner.Tokenizer.v1")  # type: ignore[untyped-decorator,unused-ignore]
+@registry.tokenizers("bert_ner.Tokenizer.v2")  # type: ignore[untyped-decorator,unused-ignore]
 def create_tokenizer() -> Callable[[Language], Tokenizer]:
     """The language's own tokenizer, but what hyphens, slashes, colons or digits join stays one token.
 
     So do newswire corpora: Italian-owned, 8-6, 1996-08-22, 10:30. Nor are there emoticons, which take the bracket off
-    `(12-8)`.
+    `(12-8)`. And no text, whatever its punctuation, takes more than time in proportion to its length.
 
     RETURNS (Callable[[Language], Tokenizer]): What makes the tokenizer of a pipeline.
     """
@@ -115,7 +116,11 @@ def create_tokenizer() -> Callable[[Language], Tokenizer]:
     ]
 
     def create(nlp: Language) -> Tokenizer:
-        tokenizer = registry.tokenizers.get("spacy.Tokenizer.v1")()(nlp)
+        plain = registry.tokenizers.get("spacy.Tokenizer.v1")()(nlp)
+        tokenizer = _LinearTokenizer(
+            nlp.vocab, plain.rules, plain.prefix_search, plain.suffix_search, None, plain.token_match, plain.url_match
+        )
+        tokenizer.bound_affixes()
         tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
         tokenizer.rules = {
             text: parts
@@ -127,7 +132,65 @@ def create_tokenizer() -> Callable[[Language], Tokenizer]:
     return create
 
 
-@registry.batchers("bert_ner.batches.v1")  # type: ignore[untyped-decorator,unused-ignore]
+LONGEST_CHUNK = 1000  # characters without white space that are tokenised at once; no word and hardly a URL is longer
+LONGEST_SUFFIX = 32  # characters
+
+
+class _LinearTokenizer(Tokenizer):  # type: ignore[misc,unused-ignore]
+    """spaCy's tokenizer, in time proportional to the length of the text.
+
+    spaCy strips affixes one by one, and for each searches all that is left of the chunk: 12,000 equals signs take a
+    minute. Here a search looks no further than an affix can reach, and chunks of more than LONGEST_CHUNK characters are
+    cut. What has no such chunk gets the same tokens.
+    """
+
+    def __call__(self, text: str) -> Doc:
+        if not re.search(rf"\S{{{LONGEST_CHUNK + 1}}}", text):
+            doc: Doc = super().__call__(text)
+            return doc
+        cuts = [0]
+        for chunk in re.finditer(rf"\S{{{LONGEST_CHUNK + 1},}}", text):
+            cuts += range(chunk.start() + LONGEST_CHUNK, chunk.end(), LONGEST_CHUNK)
+        docs = [super(_LinearTokenizer, self).__call__(text[a:b]) for a, b in itertools.pairwise([*cuts, len(text)])]
+        words = [token.text for doc in docs for token in doc]
+        return Doc(self.vocab, words=words, spaces=[bool(token.whitespace_) for doc in docs for token in doc])
+
+    def pipe(self, texts: Iterable[str], batch_size: int = 1000) -> Iterator[Doc]:
+        """Tokenise texts, one after the other."""
+        yield from map(self, texts)
+
+    def bound_affixes(self) -> None:
+        """Look for prefixes at the start of a chunk only, and for suffixes near its end only."""
+        prefixes, suffixes = getattr(self, "prefix_search"), getattr(self, "suffix_search")  # noqa: B009 (for mypy)
+        if prefixes is not None:
+            self.prefix_search = prefixes.__self__.match  # whose patterns all begin with ^
+        if suffixes is not None:
+            self.suffix_search = _SuffixSearch(suffixes.__self__.pattern).search
+
+    def from_bytes(self, data: bytes, *, exclude: Iterable[str] = ()) -> _LinearTokenizer:
+        """Load the tokenizer. spaCy takes the patterns alone from the data.
+
+        data (bytes): From `to_bytes`.
+        exclude (Iterable[str]): Names of fields to leave out.
+        RETURNS (_LinearTokenizer): Itself.
+        """
+        super().from_bytes(data, exclude=exclude)
+        self.bound_affixes()
+        return self
+
+
+class _SuffixSearch:
+    """The search of a compiled pattern for suffixes, in the last characters of a string."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern  # which the tokenizer saves
+        self.compiled = re.compile(pattern)
+
+    def search(self, text: str) -> re.Match[str] | None:
+        return self.compiled.search(text[-LONGEST_SUFFIX:])
+
+
+@registry.batchers("bert_ner.batches.v2")  # type: ignore[untyped-decorator,unused-ignore]
 def create_batcher(
     batcher: Callable[[Iterable[Example]], Iterable[list[Example]]], renamed: float, lower: float, upper: float
 ) -> Callable[[Iterable[Example]], Iterator[list[Example]]]:
@@ -139,14 +202,15 @@ def create_batcher(
     spaCy's own augmenters tokenise again.
 
     spaCy's batchers of equal lengths give one length after the other, and documents of one length are often alike:
-    tables, or news in brief. Hence the shuffling.
+    tables, or news in brief. Hence the shuffling. Documents of more than LONGEST_DOCUMENT tokens are cut, so that
+    memory does not grow with them.
 
     batcher (Callable[[Iterable[Example]], Iterable[list[Example]]]): What makes the batches.
     renamed, lower, upper (float): The shares of the examples to change, from 0 to 1.
     RETURNS (Callable[[Iterable[Example]], Iterator[list[Example]]]): The batcher.
     """
 
-    def change(example: Example, names: dict[str, list[Span]]) -> Example:
+    def change(example: Example, names: Names) -> Example:
         if random.random() < renamed:
             example = rename(example, names)
         draw = random.random()
@@ -156,41 +220,106 @@ def create_batcher(
         return Example(*(recase(doc, case) for doc in (example.predicted, example.reference)))
 
     def batch(examples: Iterable[Example]) -> Iterator[list[Example]]:
-        examples = list(examples)
-        names: dict[str, dict[str, Span]] = {}
-        for ent in (ent for example in examples for ent in example.reference.ents):
-            names.setdefault(ent.label_, {})[ent.text] = ent
-        lists = {label: list(ents.values()) for label, ents in names.items()}
-        batches = list(batcher([change(example, lists) for example in examples]))
+        examples = [piece for example in examples for piece in cut_example(example)]
+        names = collect_names(example.reference for example in examples)
+        batches = list(batcher([change(example, names) for example in examples]))
         random.shuffle(batches)
         return iter(batches)
 
     return batch
 
 
-def rename(example: Example, names: dict[str, list[Span]]) -> Example:
+LONGEST_DOCUMENT = 1500  # tokens that are trained on at once, about as many as a batch has
+
+
+def find_pieces(doc: Doc, size: int = LONGEST_DOCUMENT) -> list[tuple[int, int]]:
+    """Where to cut a document for training: before a sentence, or where none starts before a token outside of entities.
+
+    doc (Doc): With sentence starts and entities, where they are known.
+    size (int): The most tokens of a piece; a longer entity stays whole.
+    RETURNS (list[tuple[int, int]]): First token and token after the last of each piece; none for an empty document.
+    """
+    pieces = []
+    start = 0
+    while len(doc) - start > size:
+        ends = range(start + size, start, -1)
+        free = [end for end in ends if doc[end].ent_iob_ != "I"]
+        end = next((end for end in free if doc[end].is_sent_start), free[0] if free else start + size)
+        while end < len(doc) and doc[end].ent_iob_ == "I":
+            end += 1
+        pieces.append((start, end))
+        start = end
+    return [*pieces, (start, len(doc))] if start < len(doc) else pieces
+
+
+def cut_example(example: Example) -> list[Example]:
+    """The pieces of an example, as `find_pieces` cuts its reference; itself if it is short."""
+    pieces = find_pieces(example.reference)
+    if len(pieces) < 2 or len(example.predicted) != len(example.reference):
+        return [example]
+    return [Example(*(doc[a:b].as_doc() for doc in (example.predicted, example.reference))) for a, b in pieces]
+
+
+Names = dict[tuple[str, bool], list[Span]]
+
+
+def collect_names(docs: Iterable[Doc]) -> Names:
+    """The names of a corpus, each in one spelling, so that one that headlines repeat in capitals is not more likely.
+
+    docs (Iterable[Doc]): The documents, with entities.
+    RETURNS (Names): By label, and whether only those that have small letters are wanted, the names.
+    """
+    spellings: dict[str, dict[str, Span]] = {}
+    for ent in (ent for doc in docs for ent in doc.ents):
+        known = spellings.setdefault(ent.label_, {}).setdefault(ent.text.lower(), ent)
+        if known.text.isupper() and not ent.text.isupper():
+            spellings[ent.label_][ent.text.lower()] = ent
+    return {
+        (label, small): [ent for ent in ents.values() if not (small and ent.text.isupper())]
+        for label, ents in spellings.items()
+        for small in (False, True)
+    }
+
+
+def rename(example: Example, names: Names) -> Example:
     """A copy with other names in place of about a third, the same wherever one occurs in the document.
 
+    A name is in capitals where the one that it replaces is, and nowhere else.
+
     example (Example): The example.
-    names (dict[str, list[Span]]): By label those to choose from, at least those of the example.
+    names (Names): Those to choose from, at least those of the example.
     RETURNS (Example): The copy, with tags, sentence starts and entities.
     """
     doc = example.reference
-    chosen: dict[tuple[str, str], Span] = {}
-    tokens: list[tuple[str, bool, str, int | None, str]] = []  # word, space, tag, sentence start, entity
+    keys = [(ent.label_, ent.text.lower()) for ent in doc.ents]
+    small = {key for key, ent in zip(keys, doc.ents, strict=True) if not ent.text.isupper()}
+    chosen = {
+        key: random.choice(names[key[0], key in small]) if random.random() < 1 / 3 else None
+        for key in dict.fromkeys(keys)
+    }
+    tokens: list[tuple[str, bool, str, bool | None, str | None]] = []  # word, space, tag, sentence start, entity
+
+    def keep(token: Token) -> None:
+        iob = {"": None, "O": "O"}.get(token.ent_iob_, f"{token.ent_iob_}-{token.ent_type_}")
+        tokens.append((token.text, bool(token.whitespace_), token.tag_, token.is_sent_start, iob))
+
     end = 0
-    for ent in [*doc.ents, doc[len(doc) :]]:
+    for key, ent in zip(keys, doc.ents, strict=True):
         for token in doc[end : ent.start]:
-            tokens.append((token.text, bool(token.whitespace_), token.tag_, token.is_sent_start, token.ent_iob_))
+            keep(token)
         end = ent.end
-        key = (ent.text.lower(), ent.label_)
-        if key not in chosen:
-            chosen[key] = random.choice(names[ent.label_]) if ent and random.random() < 1 / 3 else ent
-        for i, token in enumerate(chosen[key]):
+        name = chosen[key]
+        for i, token in enumerate(ent if name is None else name):
+            if name is None:
+                keep(token)
+                continue
             word = token.text.upper() if ent.text.isupper() else token.text
-            space = bool((ent[-1] if i + 1 == len(chosen[key]) else token).whitespace_)
-            iob = f"{'I' if i else 'B'}-{ent.label_}"
-            tokens.append((word, space, token.tag_, False if i else ent[0].is_sent_start, iob))
+            space = bool((ent[-1] if i + 1 == len(name) else token).whitespace_)
+            tokens.append(
+                (word, space, token.tag_, False if i else ent[0].is_sent_start, f"{'I' if i else 'B'}-{key[0]}")
+            )
+    for token in doc[end:]:
+        keep(token)
     columns: list[list[Any]] = [list(column) for column in zip(*tokens, strict=True)] or [[]] * 5
     words, spaces, tags, starts, ents = columns
     given = starts if example.predicted.has_annotation("SENT_START") else None
@@ -431,10 +560,10 @@ def _with_word_means(encoder: Model[list[Doc], list[Floats2d]]) -> Model[list[Do
 
 def _register_factory(function: Callable[..., Any]) -> Callable[..., Any]:
     """Unlike other registries, spaCy's of factories refuses a second wheel with the same function."""
-    if Language.has_factory("bert_ner_v1"):
+    if Language.has_factory("bert_ner_v2"):
         return function
     return Language.factory(
-        "bert_ner_v1",
+        "bert_ner_v2",
         assigns=["doc.ents", "token.ent_iob", "token.ent_type", "span._.score"],
         default_config={"scorer": {"@scorers": "spacy.ner_scorer.v1"}},
         default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
@@ -531,6 +660,8 @@ class EntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
     def set_annotations(self, docs: Iterable[Doc], scores: list[np.ndarray]) -> None:
         """Set the entities and their scores. No entity crosses the start of a sentence.
 
+        Entities that a component before has set, and tokens that it has blocked, stay as they are, as with spaCy's ner.
+
         docs (Iterable[Doc]): The documents.
         scores (list[np.ndarray]): What `predict` gave for them.
         """
@@ -539,7 +670,13 @@ class EntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
             ents = [Span(doc, start, end, self.labels[label]) for start, end, label, _ in found]
             for ent, (*_, score) in zip(ents, found, strict=True):
                 ent._.score = score
-            doc.set_ents(ents)
+            if not _is_taken(doc).any():
+                doc.set_ents(ents)
+                continue
+            doc.set_ents(ents, default="unmodified")
+            doc.set_ents(
+                [], outside=[doc[token.i : token.i + 1] for token in doc if not token.ent_iob], default="unmodified"
+            )
 
     def get_loss(self, examples: Iterable[Example], scores: list[Floats2d]) -> tuple[float, list[Floats2d]]:
         """Cross entropy of the tags, in natural logarithms, summed over the tokens whose tag is known.
@@ -598,15 +735,22 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
 
 
+def _is_taken(doc: Doc) -> np.ndarray:
+    """Whether each token is in an entity already, or blocked: (tokens,), bool."""
+    return np.isin(doc.to_array("ENT_IOB"), (1, 3))
+
+
 def find_entities_of(docs: list[Doc], probabilities: list[np.ndarray]) -> list[list[tuple[int, int, int, float]]]:
     """`find_entities` of documents: between sentences no entity goes on, and white space is passed over.
 
-    Of a token of white space the encoder sees nothing; an entity can have one inside, but not at its ends.
+    Of a token of white space the encoder sees nothing; an entity can have one inside, but not at its ends. Nor does an
+    entity overlap one that the document has already, or enclose it.
     """
-    words = [doc.to_array("IS_SPACE") == 0 for doc in docs]
-    starts = [doc.to_array("SENT_START") == 1 for doc in docs]
+    taken = [_is_taken(doc) for doc in docs]
+    words = [(doc.to_array("IS_SPACE") == 0) & ~found for doc, found in zip(docs, taken, strict=True)]
+    starts = [(doc.to_array("SENT_START") == 1) | found for doc, found in zip(docs, taken, strict=True)]
     for start, word in zip(starts, words, strict=True):
-        for i in np.flatnonzero(start & ~word):  # the first word after it starts the sentence
+        for i in np.flatnonzero(start & ~word):  # the first word after it starts the sentence, or follows the entity
             start[i + 1 : i + 2] = True
     found = find_entities(
         *([array[word] for array, word in zip(arrays, words, strict=True)] for arrays in (probabilities, starts))
@@ -865,9 +1009,9 @@ class ConceptRuler(SpanRuler):
         return sorted(kept)
 
 
-if not Language.has_factory("bert_ner_concepts_v1"):
+if not Language.has_factory("bert_ner_concepts_v2"):
     Language.factory(
-        "bert_ner_concepts_v1",
+        "bert_ner_concepts_v2",
         assigns=["doc.spans", "token.pos", "doc._.triples", "span._.entity", "span._.negated"],
         requires=["token.tag", "token.ent_iob", "token.ent_type"],
         func=create_concept_ruler,
@@ -891,10 +1035,13 @@ def is_negated(span: Span) -> bool:
     return False
 
 
+FARTHEST = 20  # tokens before a concept that may bear on it: without a bound, lists of adjectives take quadratic time
+
+
 def _before(span: Span) -> Iterator[Token]:
-    """The tokens of the sentence before a span, the last one first."""
+    """The tokens of the sentence before a span, the last one first, at most FARTHEST."""
     doc, i = span.doc, span.start
-    while i > 0 and not doc[i].is_sent_start:
+    while i > max(0, span.start - FARTHEST) and not doc[i].is_sent_start:
         i -= 1
         yield doc[i]
 
@@ -978,7 +1125,7 @@ CPU_WORDPIECES = 512  # for each thread: then what a layer computes stays in the
 GPU_WORDPIECES = 16384
 
 
-@registry.architectures("bert_ner.TransformerModel.v1")  # type: ignore[untyped-decorator,unused-ignore]
+@registry.architectures("bert_ner.TransformerModel.v2")  # type: ignore[untyped-decorator,unused-ignore]
 def create_transformer_model(
     name: str,
     get_spans: Callable[[list[Doc]], list[list[Span]]],
@@ -989,8 +1136,9 @@ def create_transformer_model(
 
     The precision is that of matrix products. `auto` is the best that costs no accuracy: on a CPU bfloat16 if it has
     instructions for that, else int8 if it has instructions for that, else float32; on a GPU mixed precision, with
-    gradients scaled. `int8` is for use; its training is in float32. Weights are kept and saved in float32. The
-    environment variable BERT_NER_PRECISION, if it is set, replaces the argument.
+    gradients scaled. Where a product in it turns out wrong it is float32, and a warning says so. `int8` is for use; its
+    training is in float32. Weights are kept and saved in float32. The environment variable BERT_NER_PRECISION, if it is
+    set, replaces the argument.
 
     In training, no dropout of attention weights, and attention written out: on CPUs PyTorch's fused attention has a
     slow backward pass.
@@ -1035,7 +1183,8 @@ def _fit_windows(get_spans: Any, tokenizer: Any, docs: list[Doc]) -> list[list[S
     """
     windows = [list(spans) for spans in get_spans(docs)]
     limit = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    suspects = [(spans, span) for spans in windows for span in spans if len(span) > 1 and len(span.text) > limit]
+    # A wordpiece has at least a byte, but not always a character: BERT decomposes the syllables of Hangul
+    suspects = [(spans, s) for spans in windows for s in spans if len(s) > 1 and len(s.text.encode()) >= limit]
     while suspects:
         texts = [span.text for _, span in suspects]
         found = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)  # without lists for Python
@@ -1060,13 +1209,15 @@ def resolve_precision(asked: str, on_gpu: bool) -> str:
     if on_gpu:
         able = ["mixed", "float32", *(["bfloat16"] if torch.cuda.is_bf16_supported(including_emulation=False) else [])]
     else:
-        has = torch.cpu.get_capabilities().get
-        able = ["float32"]
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call,unused-ignore]
-            if has("avx512_vnni") or has("avx_vnni") or has("amx_int8"):
-                able.insert(0, "int8")
-            if has("avx512_bf16") or has("amx_bf16"):
-                able.insert(0, "bfloat16")
+        fast = _fast_precisions()
+        able = [*(precision for precision in fast if _is_right(precision)), "float32"]
+        if asked == "auto" and fast[:1] != able[:1] and fast:
+            warnings.warn(
+                f"This processor has instructions for {fast[0]}, but products in it fail or are wrong here: "
+                "the pipeline computes in float32.",
+                stacklevel=2,
+            )
+            return "float32"
     if asked == "auto":
         return able[0]
     if asked not in able:
@@ -1077,6 +1228,51 @@ def resolve_precision(asked: str, on_gpu: bool) -> str:
             f"environment variable {PRECISION_VARIABLE}."
         )
     return asked
+
+
+# What oneDNN may use at most, by the variables that limit it; with none of these, all that the processor has
+_LIMITS = {
+    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX512_CORE"), ()),
+    **dict.fromkeys(("AVX2_VNNI", "AVX512_CORE_VNNI"), ("int8",)),
+}
+
+
+def _fast_precisions() -> list[str]:
+    """The precisions that the processor has instructions for, the best first."""
+    capabilities: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # which PyTorch before 2.11 does not have
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call,unused-ignore]
+        return []
+    named = {
+        "bfloat16": ("avx512_bf16", "amx_bf16"),
+        "int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
+    }
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    allowed = _LIMITS.get(limit, tuple(named))
+    return [name for name, flags in named.items() if name in allowed and any(map(capabilities.get, flags))]
+
+
+@cache
+def _is_right(precision: str) -> bool:
+    """Whether a small product in this precision is right on this processor.
+
+    Its numbers are as large as they get: without the right instructions, the sums of integers saturate.
+    """
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(64, 32)
+    linear.weight = torch.nn.Parameter(0.5 + 0.5 * torch.rand(32, 64, generator=generator))
+    inputs = torch.rand(4, 64, generator=generator)
+    with torch.inference_mode():
+        right = linear(inputs)
+        try:
+            if precision == "int8":
+                found = _Int8Linear(linear)(inputs)
+            else:
+                found = torch.nn.functional.linear(inputs.bfloat16(), linear.weight.bfloat16(), linear.bias.bfloat16())
+        except (RuntimeError, AttributeError, TypeError):  # the operator is missing, refuses, or has other arguments
+            return False
+        return bool((found.float() - right).norm() < 0.02 * right.norm())
 
 
 def _set_transformer(model: Model[Any, Any], encoder: HFObjects) -> None:

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import random
+import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.language import Language
+from spacy.tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from spacy.util import import_file, load_config, load_model_from_config, registry
 from thinc.api import Adam, Model
+from transformers import BertTokenizerFast
 
 from scripts import functions
 from scripts.convert import convert
-from tests.conftest import ROOT, write_corpus
+from tests.conftest import ROOT, guard, write_corpus
 
 nlp = spacy.blank("en")
 
@@ -62,16 +68,25 @@ def test_the_corpus_gives_sentence_starts_to_the_predicted_docs(tmp_path: Path) 
         assert not example.predicted.has_annotation("SENT_START")
 
 
+def test_sentence_starts_that_are_not_known_stay_unknown(tmp_path: Path) -> None:
+    starts: list[bool | int | None] = [True, None, False]
+    DocBin(docs=[Doc(nlp.vocab, words=["Turku", "sleeps", "."], sent_starts=starts)]).to_disk(tmp_path / "some.spacy")
+    (example,) = functions.create_corpus(tmp_path / "some.spacy", True)(nlp)
+    assert [token.is_sent_start for token in example.predicted] == starts
+
+
 def test_the_corpus_leaves_docs_without_sentences_alone(tmp_path: Path) -> None:
     DocBin(docs=[Doc(nlp.vocab, words=["Turku", "sleeps"], ents=["B-LOC", "O"])]).to_disk(tmp_path / "some.spacy")
     (example,) = functions.create_corpus(tmp_path / "some.spacy", True)(nlp)
     assert not example.predicted.has_annotation("SENT_START")
 
 
-def test_registering_again_is_harmless() -> None:
-    for name in ("first", "second"):
-        import_file(name, ROOT / "scripts" / "functions.py")
-    assert registry.readers.get("bert_ner.Corpus.v1")
+def test_another_wheel_of_the_same_code_changes_nothing(pipeline: Language) -> None:
+    text = "Mira Solberg left Turku for Oslo."
+    before = pipeline(text).to_json()
+    import_file("another", ROOT / "scripts" / "functions.py")
+    assert pipeline(text).to_json() == before
+    assert load_model_from_config(pipeline.config).from_bytes(pipeline.to_bytes())(text).to_json() == before
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +112,19 @@ def test_a_long_token_does_not_corrupt_its_neighbours(pipeline: Language, blob: 
     assert pipeline("Mira left Turku " + blob + " and Oslo slept.").has_annotation("ENT_IOB")
 
 
+def test_scripts_that_the_encoder_decomposes_lose_nothing(tmp_path: Path) -> None:
+    """BERT makes up to three wordpieces of a syllable of Hangul: half of the tokens once had none."""
+    letters = sorted(set(unicodedata.normalize("NFD", "한국어를")))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces), encoding="utf8")
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=512)
+    doc = Doc(nlp.vocab, words=["한국어를"] * 100)
+    assert len(tokenizer(doc.text)["input_ids"]) > 512
+    (windows,) = functions._fit_windows(functions.create_windows(128, 32), tokenizer, [doc])
+    assert {token.i for window in windows for token in window} == set(range(100))
+    assert all(len(tokenizer(window.text)["input_ids"]) <= 512 for window in windows)
+
+
 @pytest.mark.parametrize("text", ["", "Turku", "  \n ", "Mira left Turku. " * 2500])
 def test_texts_of_any_length_pass(pipeline: Language, text: str) -> None:
     doc = pipeline(text)
@@ -120,6 +148,21 @@ def test_known_sentence_starts_are_kept_and_no_entity_crosses_them(pipeline: Lan
     doc = pipeline(Doc(pipeline.vocab, words=words, sent_starts=[i % 2 == 0 for i in range(len(words))]))
     assert [sent.start for sent in doc.sents] == list(range(0, len(words), 2))
     assert all(len(ent) <= 2 and ent.start // 2 == (ent.end - 1) // 2 for ent in doc.ents)
+
+
+def test_entities_already_set_are_kept(pipeline: Language) -> None:
+    """As with spaCy's ner: an entity ruler before it has the last word, and blocked tokens get no entity."""
+    words = ["Mira", "Solberg", "left", "Turku", "for", "Oslo", "."] * 6
+    found = pipeline(Doc(pipeline.vocab, words=words)).ents
+    first = next(ent for ent in found if ent.start > 0)
+    doc = Doc(pipeline.vocab, words=words)
+    doc.set_ents([Span(doc, first.start - 1, first.start + 1, "PRODUCT")], blocked=[doc[20:22]])
+    after = pipeline(doc)
+    kept = [ent for ent in after.ents if ent.label_ == "PRODUCT"]
+    assert [(ent.start, ent.end, ent._.score) for ent in kept] == [(first.start - 1, first.start + 1, None)]
+    assert not {20, 21} & {token.i for ent in after.ents for token in ent}
+    assert all(ent._.score is not None for ent in after.ents if ent.label_ != "PRODUCT")
+    assert not [token for token in after if not token.ent_iob]  # nothing is left unknown
 
 
 KINDS = ["O", *(f"{kind}{label}" for label in range(2) for kind in "BILU")]
@@ -283,12 +326,83 @@ def test_the_vectors_of_a_word_are_averaged_over_its_document() -> None:
 
 
 def test_what_newswire_writes_as_one_word_is_one_token(tmp_path: Path) -> None:
-    made = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v1"}}})
+    made = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
     text = "(12-8) 1996-08-22 Mira 's Oslo-based St. Vik-Rud/Lie lost 6-4 7:30 in the U.S. , didn't she... ok"
     expected = "( 12-8 ) 1996-08-22 Mira 's Oslo-based St. Vik-Rud/Lie lost 6-4 7:30 in the U.S. , did n't she ... ok"
     made.to_disk(tmp_path / "made")
     for pipe in (made, spacy.load(tmp_path / "made")):
         assert [token.text for token in pipe(text)] == expected.split()
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> tuple[Language, Language]:
+    """The project's, and the same without its bounds."""
+    config = {"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}}
+    ours, plain = spacy.blank("en", config=config), spacy.blank("en", config=config)
+    tokenizer: Any = ours.tokenizer
+    plain.tokenizer = Tokenizer(
+        plain.vocab,
+        tokenizer.rules,
+        tokenizer.prefix_search.__self__.search,
+        re.compile(tokenizer.suffix_search.__self__.pattern).search,
+        tokenizer.infix_finditer,
+        tokenizer.token_match,
+        tokenizer.url_match,
+    )
+    return ours, plain
+
+
+PIECES = [
+    "Mira",
+    "can't",
+    "U.S.",
+    "(12-8)",
+    "...",
+    "'s",
+    "n't",
+    "10km",
+    "$5",
+    "http://a.eu/b?c=d",
+    "\u201cso\u201d",
+    "8-6",
+    "\U0001f600",
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(st.sampled_from([*PIECES, " ", "\n"]), st.text(max_size=5)), max_size=20).map("".join))
+def test_bounds_change_no_token_of_ordinary_text(tokenizers: tuple[Language, Language], text: str) -> None:
+    ours, plain = (nlp.make_doc(text) for nlp in tokenizers)
+    assert [(t.text, t.whitespace_) for t in ours] == [(t.text, t.whitespace_) for t in plain]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=3), st.integers(1, 1500)), max_size=4))
+def test_long_chunks_are_cut_and_lose_nothing(
+    tokenizers: tuple[Language, Language], parts: list[tuple[str, int]]
+) -> None:
+    text = " ".join(part * number for part, number in parts)
+    doc = tokenizers[0].make_doc(text)
+    assert doc.text == text and all(len(token) <= functions.LONGEST_CHUNK or token.is_space for token in doc)
+
+
+def test_affixes_take_time_in_proportion_to_the_text(tokenizers: tuple[Language, Language], tmp_path: Path) -> None:
+    """12,000 equals signs once took a minute. What the searches look at is counted, before and after a load."""
+    tokenizers[0].to_disk(tmp_path / "saved")
+    for nlp_ in (tokenizers[0], spacy.load(tmp_path / "saved")):
+        tokenizer: Any = nlp_.tokenizer
+        longest, seen = 0, 0
+        suffixes = tokenizer.suffix_search.__self__
+
+        def search(text: str, inner: Any = suffixes.search) -> Any:
+            nonlocal longest, seen
+            longest, seen = max(longest, len(text)), seen + 1
+            return inner(text)
+
+        tokenizer.suffix_search = search
+        assert len(nlp_.make_doc("=(" * 6000)) == 12000
+        assert longest <= functions.LONGEST_CHUNK and seen <= 13000
+        assert tokenizer.prefix_search.__name__ == "match" and hasattr(suffixes, "compiled")
 
 
 @given(st.lists(st.text(min_size=1).filter(lambda text: not text.isspace()), min_size=1, max_size=6))
@@ -303,33 +417,111 @@ def test_recasing_keeps_the_tokens_and_their_annotation(words_: list[str]) -> No
             assert after.is_sent_start == before.is_sent_start
 
 
-@given(st.lists(st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "U-LOC"]), min_size=1, max_size=12), st.booleans())
-def test_renaming_keeps_all_but_the_names(tags: list[str], given_starts: bool) -> None:
-    """Two documents, each with names that the other can take."""
-    ents = [
-        tag if tag[0] != "I" or (i and tags[i - 1][1:] == "-PER") else "O"
-        for i, tag in enumerate(tag.replace("U-", "B-") for tag in tags)
-    ]
-    size = len(ents)
-    starts: list[bool | int | None] = [i % 3 == 0 and ent[0] != "I" for i, ent in enumerate(ents)]
-    words_ = ["Mira" if ent != "O" else f"w{i}" for i, ent in enumerate(ents)]
-    doc = Doc(nlp.vocab, words=words_, tags=["NN"] * size, sent_starts=starts, ents=ents)
-    other = Doc(nlp.vocab, words=["Ada", "Vik", "Turku", "Oslo"], ents=["B-PER", "I-PER", "B-LOC", "B-LOC"])
-    names = {label: [ent for ent in other.ents if ent.label_ == label] for label in ("PER", "LOC")}
-    plain = Doc(nlp.vocab, words=words_, sent_starts=starts if given_starts else None)
-    renamed = functions.rename(Example(plain, doc), names)
-    after = renamed.reference
-    assert [token.text for token in renamed.predicted] == [token.text for token in after]
-    assert renamed.predicted.has_annotation("SENT_START") == (given_starts or size == 1)
+SPELLINGS = {"PER": ["Mira", "MIRA"], "LOC": ["Turku", "TURKU", "turku"]}
+
+
+@st.composite
+def documents_with_names(draw: st.DrawFn) -> Doc:
+    """Names of one to three tokens in several spellings, words around them, and tokens of which nothing is known."""
+    ents: list[Any] = []
+    words_: list[str] = []
+    starts: list[Any] = []
+    for _ in range(draw(st.integers(1, 8))):
+        label = draw(st.sampled_from(["PER", "LOC", "", "?"]))
+        if label in SPELLINGS:
+            case = draw(st.sampled_from([str.upper, str.title, str.lower]))
+            size = draw(st.integers(1, 3))
+            words_ += [case(draw(st.sampled_from(SPELLINGS[label]))) for _ in range(size)]
+            ents += [f"B-{label}", *[f"I-{label}"] * (size - 1)]
+            starts += [draw(st.booleans()), *[False] * (size - 1)]
+        else:
+            words_.append(draw(st.sampled_from(["left", "Left", "LEFT"])))
+            ents.append("O" if label else None)
+            starts.append(draw(st.booleans()))
+    starts[0] = True
+    return Doc(nlp.vocab, words=words_, tags=["NN"] * len(ents), sent_starts=starts, ents=ents)
+
+
+OTHERS = Doc(
+    nlp.vocab,
+    words=["Ada", "Vik", "NATO", "Oslo", "OSLO", "Å", "Bergen"],
+    ents=["B-PER", "I-PER", "B-PER", "B-LOC", "B-LOC", "B-LOC", "I-LOC"],
+)
+
+
+def annotation(doc: Doc) -> list[tuple[Any, ...]]:
+    return [(t.text, t.whitespace_, t.tag_, t.is_sent_start, t.ent_iob_, t.ent_type_) for t in doc]
+
+
+@given(documents_with_names(), st.booleans())
+def test_renaming_nothing_changes_nothing(doc: Doc, given_starts: bool) -> None:
+    """A name in a headline once put all its mentions in capitals."""
+    starts: list[Any] | None = [token.is_sent_start for token in doc] if given_starts else None
+    plain = Doc(doc.vocab, words=[token.text for token in doc], sent_starts=starts)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(random, "random", lambda: 0.999)
+        renamed = functions.rename(Example(plain, doc), functions.collect_names([doc, OTHERS]))
+    assert annotation(renamed.reference) == annotation(doc)
+    assert annotation(renamed.predicted) == annotation(plain)
+
+
+@given(documents_with_names(), st.sampled_from([0.0, None]))
+def test_renaming_keeps_all_but_the_names(doc: Doc, chance: float | None) -> None:
+    names = functions.collect_names([doc, OTHERS])
+    with pytest.MonkeyPatch.context() as patched:
+        if chance is not None:  # all are chosen
+            patched.setattr(random, "random", lambda: chance)
+        after = functions.rename(Example(Doc(doc.vocab, words=[t.text for t in doc]), doc), names).reference
     assert [ent.label_ for ent in after.ents] == [ent.label_ for ent in doc.ents]
-    assert [t.text for t in after if not t.ent_type] == [t.text for t in doc if not t.ent_type]
+    assert [ent.text.isupper() for ent in after.ents] == [ent.text.isupper() for ent in doc.ents]
+    outside = [[row for row in annotation(part) if not row[5]] for part in (doc, after)]
+    assert [row[2:] for row in outside[0]] == [row[2:] for row in outside[1]]
     assert len(list(after.sents)) == len(list(doc.sents))
-    known = {(ent.text, ent.label_) for ent in [*doc.ents, *other.ents]}
-    assert all((ent.text, ent.label_) in known for ent in after.ents)
-    for label in ("PER", "LOC"):  # what is one name before is one after
-        for text in {ent.text for ent in doc.ents if ent.label_ == label}:
-            places = [i for i, ent in enumerate(doc.ents) if (ent.text, ent.label_) == (text, label)]
-            assert len({after.ents[i].text for i in places}) == 1
+    assert {(ent.text.lower(), ent.label_) for ent in after.ents} <= {
+        (ent.text.lower(), ent.label_) for ent in [*doc.ents, *OTHERS.ents]
+    }
+    for label in SPELLINGS:  # what is one name before is one after
+        for name in {ent.text.lower() for ent in doc.ents if ent.label_ == label}:
+            places = [i for i, ent in enumerate(doc.ents) if (ent.text.lower(), ent.label_) == (name, label)]
+            assert len({after.ents[i].text.lower() for i in places}) == 1
+
+
+def test_names_have_one_spelling_each() -> None:
+    words_ = ["OSLO", "Oslo", "OSLO", "TURKU", "NATO"]
+    names = functions.collect_names([Doc(nlp.vocab, words=words_, ents=["B-LOC"] * 4 + ["B-ORG"])])
+    assert [ent.text for ent in names["LOC", False]] == ["Oslo", "TURKU"]
+    assert [ent.text for ent in names["LOC", True]] == ["Oslo"]
+    assert [ent.text for ent in names["ORG", False]] == ["NATO"] and not names["ORG", True]
+
+
+@given(documents_with_names(), st.integers(1, 5))
+def test_long_documents_are_cut_outside_of_entities_and_lose_nothing(doc: Doc, size: int) -> None:
+    pieces = functions.find_pieces(doc, size)
+    assert [i for a, b in pieces for i in range(a, b)] == list(range(len(doc)))
+    longest = max([1, *map(len, doc.ents)])
+    assert all(0 < b - a <= max(size, longest) and doc[a].ent_iob_ != "I" for a, b in pieces)
+    if len(pieces) == 1:
+        assert len(doc) <= size or longest > size or not any(token.ent_iob_ != "I" for token in doc[1 : size + 1])
+
+
+def test_training_cuts_long_documents_and_keeps_their_annotation() -> None:
+    """Three contracts of 8,000 tokens are a corpus: a step's memory must not grow with them."""
+    sentence = ["Mira", "Solberg", "left", "Turku", "."]
+    doc = Doc(
+        nlp.vocab,
+        words=sentence * 1600,
+        tags=["NNP", "NNP", "VBD", "NNP", "."] * 1600,
+        sent_starts=[True, False, False, False, False] * 1600,
+        ents=["B-PER", "I-PER", "O", "B-LOC", "O"] * 1600,
+    )
+    example = Example(Doc(nlp.vocab, words=sentence * 1600, sent_starts=[t.is_sent_start for t in doc]), doc)
+    plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=1500, buffer=256, discard_oversize=False)
+    batches = list(functions.create_batcher(plain, renamed=0, lower=0, upper=0)([example]))
+    pieces = sorted((piece for batch in batches for piece in batch), key=len)
+    assert sum(map(len, pieces)) == 8000 and max(map(len, pieces)) <= functions.LONGEST_DOCUMENT
+    for piece in pieces:
+        assert annotation(piece.reference) == annotation(doc)[: len(piece)]
+        assert [t.is_sent_start for t in piece.predicted] == [t.is_sent_start for t in piece.reference]
 
 
 def test_batches_rename_a_share() -> None:
@@ -359,7 +551,10 @@ ENGLISH = "Mira Solberg left Turku for Oslo on Monday , and Kenya beat Peru twic
 
 
 def capabilities(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """A processor with these instructions, whose products are right."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
+    monkeypatch.setattr(functions, "_is_right", lambda precision: True)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +574,51 @@ def test_the_precision_follows_the_processor(
     capabilities(monkeypatch, *instructions)
     assert functions.resolve_precision("auto", False) == best
     assert functions.resolve_precision("float32", False) == "float32"
+
+
+@pytest.mark.parametrize("broken", [RuntimeError("no such operator"), 1.1])
+def test_a_precision_that_computes_wrong_numbers_is_left(monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    """Without VNNI the sums of products of bytes saturate; and an operator may be gone."""
+
+    class Broken(functions._Int8Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if isinstance(broken, Exception):
+                raise broken
+            return torch.full((*x.shape[:-1], 32), float(broken))
+
+    functions._is_right.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    monkeypatch.setattr(functions, "_Int8Linear", Broken)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    try:
+        with pytest.warns(UserWarning, match="instructions for int8, but products in it fail or are wrong") as warned:
+            assert functions.resolve_precision("auto", False) == "float32"
+        assert len(warned) == 1
+        with pytest.raises(ValueError, match="'int8': this machine cannot do that"):
+            functions.resolve_precision("int8", False)
+    finally:
+        functions._is_right.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("isa", "precisions"), [("AVX2", []), ("AVX512_CORE_VNNI", ["int8"]), ("ALL", ["bfloat16", "int8"])]
+)
+def test_the_tests_of_the_encoder_pass_on_other_processors(isa: str, precisions: list[str]) -> None:
+    """What this processor has more than another is hidden from PyTorch's libraries."""
+    simulated = {"ONEDNN_MAX_CPU_ISA": isa} | ({"ATEN_CPU_CAPABILITY": "avx2"} if isa == "AVX2" else {})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__],
+        cwd=ROOT,
+        env=os.environ | simulated,
+        capture_output=True,
+        text=True,
+        timeout=guard(600),
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    code = "from scripts.functions import _fast_precisions; print(*_fast_precisions())"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | simulated, capture_output=True)
+    assert set(found.stdout.decode().split()) <= set(precisions), found.stderr.decode()
 
 
 def test_a_precision_that_cannot_be_is_refused_with_the_choices(
@@ -451,6 +691,7 @@ def test_an_entity_hardly_depends_on_what_else_is_in_the_batch(pipeline: Languag
 
 
 def test_integers_lose_little_even_beside_outliers() -> None:
+    needs("int8")
     torch.manual_seed(0)
     linear = torch.nn.Linear(384, 512)
     rows = torch.randn(3, 40, 384)
@@ -688,7 +929,7 @@ def test_rules_can_be_replaced_and_an_earlier_one_comes_first(tmp_path: Path) ->
     ]
     srsly.write_jsonl(tmp_path / "rules.jsonl", rules)
     pipe = spacy.blank("en")
-    ruler = pipe.add_pipe("bert_ner_concepts_v1", name="concepts")
+    ruler = pipe.add_pipe("bert_ner_concepts_v2", name="concepts")
     pipe.config["initialize"]["components"]["concepts"] = {
         "patterns": {"@readers": "srsly.read_jsonl.v1", "path": str(tmp_path / "rules.jsonl")}
     }
