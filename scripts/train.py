@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from inspect import getsource
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -18,17 +19,31 @@ import spacy
 import srsly
 import torch
 import typer
-from filelock import FileLock, Timeout
 from spacy.cli._util import import_code
 from spacy.cli.train import train as spacy_train
 from spacy.language import Language
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.util import minibatch, registry
 from thinc.api import Config
+from transformers import AutoConfig
 from wasabi import msg
 
-from scripts.steps import StepError, claim, find_entity_texts, installed, read_json, replace, run, sha256, write_json
+from scripts.functions import find_pieces
+from scripts.steps import (
+    StepError,
+    claim,
+    find_entity_texts,
+    installed,
+    made,
+    read_docs,
+    read_json,
+    replace,
+    run,
+    sha256,
+    write_json,
+    writes,
+)
 
 BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
 EPOCHS = 4
@@ -39,6 +54,7 @@ CURVES = "curves.jsonl"
 CURVE_DOCS = 100  # of train, at least, whose tags are scored at each evaluation
 
 
+@writes("folder")
 def train(
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
     folder: Annotated[Path, typer.Argument(help="Folder of the run; its model-best is made")],
@@ -56,14 +72,10 @@ def train(
     check_gpu(gpu_id)
     import_code(code)
     made_from, overrides = prepare(config, corpus, encoder, code, epochs, learn_rate, batch_words, seed)
-    folder.mkdir(parents=True, exist_ok=True)
     place = folder / (f"{BEST}-{digest(made_from)}" if aside else BEST)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            if not recall(folder, made_from, place):
-                train_anew(config, folder, made_from, overrides, place, gpu_id)
-    except Timeout as error:
-        raise StepError(f"Another training is writing {folder}.", "Wait for it, or stop it first.") from error
+    made(folder, place.name, f"unfinished-{digest(made_from)}")
+    if not recall(folder, made_from, place):
+        train_anew(config, folder, made_from, overrides, place, gpu_id)
 
 
 def prepare(
@@ -88,6 +100,7 @@ def prepare(
         "encoder": sha256(encoder),
         "corpus": {split: sha256(corpus / f"{split}.spacy") for split in ("train", "dev")},
         "settings": {key: value for key, value in overrides.items() if not key.startswith("paths.")},
+        "calibration": hashlib.sha256(f"{getsource(calibrate)}{getsource(predict_tags)}".encode()).hexdigest(),
     }
     return made_from, overrides
 
@@ -133,10 +146,10 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     RETURNS (dict[str, Any]): Overrides by dotted name.
     RAISES (StepError): If something is neither a number above 0 nor "auto".
     """
-    docs = list(DocBin().from_disk(train).get_docs(spacy.blank("en").vocab))
+    docs = [doc[a:b] for doc in read_docs(train, spacy.blank("en").vocab) for a, b in find_pieces(doc)]
     words = sum(map(len, docs))
-    width = read_json(encoder / "config.json")["hidden_size"]
-    size = int(_number("batch_words", batch_words, min(1500, max(300, words // 25))))
+    width = AutoConfig.from_pretrained(encoder).hidden_size  # whatever it is called in the encoder's config.json
+    size = max(1, int(_number("batch_words", batch_words, min(1500, max(300, words // 25)))))
     batcher = Config().from_disk(config)["training"]["batcher"]["batcher"] | {"size": size}
     steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
     passes = _number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
@@ -195,6 +208,7 @@ def publish(model: Path, place: Path) -> None:
     """Move a finished model to `place`. The one that stands there is kept under a name of its origin."""
     if place.exists():
         kept = place.with_name(f"{BEST}-{digest(read_json(place / 'origin.json')['made_from'])}")
+        made(place.parent, kept.name)
         replace(place, kept)
         msg.info(f"The model of other settings that stood there is now {kept}")
     os.replace(model, place)
@@ -254,7 +268,7 @@ def calibrate(model: Path, train: Path, dev: Path) -> float:
     """
     nlp = spacy.load(model)
     recognizer: Any = nlp.get_pipe("ner")
-    reader = registry.readers.get("bert_ner.Corpus.v1")(dev, sentence_starts=False)
+    reader = registry.readers.get("bert_ner.Corpus.v2")(dev, sentence_starts=False)
     examples, docs, probabilities = zip(*predict_tags(nlp, reader(nlp)), strict=True)
     gold = [{(e.start, e.end, e.label_) for e in example.get_aligned_ents_and_ner()[0]} for example in examples]
     temperature: float = recognizer.calibrate(list(docs), list(probabilities), gold, find_entity_texts(train))
@@ -326,7 +340,7 @@ def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callab
             if isinstance(rates, Iterator):
                 for step, rate in zip(range(step + 1, info["step"] + 1), rates):  # noqa: B007, B020, B905
                     pass
-            read = registry.readers.get("bert_ner.Corpus.v1")
+            read = registry.readers.get("bert_ner.Corpus.v2")
             examples = list(read(train, sentence_starts=False)(nlp))
             row = {
                 "step": info["step"],
