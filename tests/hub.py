@@ -2,14 +2,16 @@
 
 Emulated is what huggingface_hub, datasets and transformers ask for when they read a public repository:
 
-- ``/api/{models,datasets}/<id>[/revision/<revision>]``: the commit of a revision and the names of its files
+- ``/api/{models,datasets}/<id>[/revision/<revision>]``: the commit of a revision and the names of its files, with
+  ``?blobs=true`` their sizes and checksums too
 - ``/api/{models,datasets}/<id>/tree/<revision>[/<folder>]`` and ``.../paths-info/<revision>``: folders and files
 - ``[/datasets]/<id>/resolve/<revision>/<file>``: a small file itself; for a file that the real hub keeps in git LFS,
   a redirect to ``/cdn/<sha256>/<file>``, which like the real content network knows nothing of repositories
-- 404 with ``X-Error-Code`` for a repository, revision or file that does not exist, 404 for everything else
+- 401 for a repository that does not exist, since it might be a private one; 404 with ``X-Error-Code`` for such a
+  revision or file, 404 for everything else
 
-Left out are authentication (the real hub answers an anonymous request for an unknown repository with 401), renamed
-repositories, Xet storage, pages and expanded entries of listings, and the dataset viewer, which is another host.
+Left out are authentication, renamed repositories, Xet storage, pages and expanded entries of listings, and the dataset
+viewer, which is another host.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-Failure = int | Literal["hang", "truncate"] | None
+Failure = int | Literal["hang", "truncate", "corrupt", "html", "broken", "list", "garbage"] | None
 
 LFS_SUFFIXES = {".arrow", ".bin", ".h5", ".msgpack", ".onnx", ".parquet", ".pt", ".safetensors"}
 API = re.compile(r"/api/(models|datasets)/([^/]+(?:/[^/]+)?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.+))?)?")
 RESOLVE = re.compile(r"/((?:datasets/)?[^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
 CDN = re.compile(r"/cdn/([0-9a-f]{64})/.+")
-ERRORS = {"Repo": "Repository not found", "Revision": "Invalid rev id", "Entry": "Entry not found"}
+ERRORS = {"Revision": "Invalid rev id", "Entry": "Entry not found"}
+BODIES = {"html": b"<!doctype html><title>Welcome</title>", "broken": b'{"id": ', "list": b"[]"}
 
 
 class Reply(NamedTuple):
@@ -47,7 +50,7 @@ def as_json(data: object, status: int = 200, **headers: str) -> Reply:
     return Reply(status, json.dumps(data).encode(), {"Content-Type": "application/json"} | headers)
 
 
-def not_found(what: Literal["Repo", "Revision", "Entry"], **headers: str) -> Reply:
+def not_found(what: Literal["Revision", "Entry"], **headers: str) -> Reply:
     """The reply from which the clients know what does not exist."""
     error = ERRORS[what]
     return as_json({"error": error}, 404, X_Error_Code=f"{what}NotFound", X_Error_Message=error, **headers)
@@ -92,9 +95,14 @@ class Revision:
         lines = (f"{self.entries[name]['oid']} {name}\n" for name in self.files if name.startswith(prefix))
         return hashlib.sha1("".join(lines).encode()).hexdigest()
 
-    def info(self, repo_id: str) -> Reply:
-        """The repository at this revision."""
-        siblings = [{"rfilename": name} for name in self.files]
+    def info(self, repo_id: str, blobs: bool) -> Reply:
+        """The repository at this revision, with the checksums of its files if they are asked for."""
+        siblings: list[dict[str, Any]] = [{"rfilename": name} for name in self.files]
+        for sibling in siblings if blobs else ():
+            entry = self.entries[sibling["rfilename"]]
+            sibling |= {"blobId": entry["oid"], "size": entry["size"]}
+            if "lfs" in entry:
+                sibling["lfs"] = {"sha256": entry["lfs"]["oid"]} | {k: entry["lfs"][k] for k in ("size", "pointerSize")}
         return as_json({"id": repo_id, "sha": self.commit, "private": False, "gated": False, "siblings": siblings})
 
     def tree(self, folder: str, recursive: bool) -> Reply:
@@ -133,10 +141,19 @@ class Handler(BaseHTTPRequestHandler):
         if failure == "hang":
             self.server.closed.wait()
             return
+        if failure == "garbage":
+            self.wfile.write(b"\x00\xff no answer in HTTP\r\n\r\n")
+            return
         if isinstance(failure, int):
             reply = as_json({"error": f"Failed on purpose with {failure}"}, failure)
+        elif failure in BODIES:
+            reply = Reply(
+                200, BODIES[failure], {"Content-Type": "text/html" if failure == "html" else "application/json"}
+            )
         else:
             reply = self.server.answer(self.path, form, self.headers.get("Range"))
+        if failure == "corrupt":
+            reply = reply._replace(body=reply.body[:-1] + bytes([reply.body[-1] ^ 1]) if reply.body else b"")
         self.send_response(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(len(reply.body)), "Connection": "close"}.items():
             self.send_header(name, value)
@@ -159,7 +176,8 @@ class Hub(ThreadingHTTPServer):
     ``hub.url`` is for ``HF_ENDPOINT``. ``hub.requests`` lists method and path of each request as sent, that is quoted
     and with the query. ``hub.fail`` may be set, at any time, to a function of both: for a number this status is sent,
     for "hang" nothing until the hub is closed, for "truncate" half of the body that is announced (HEAD has none and is
-    answered as usual), and for None the usual answer.
+    answered as usual), for "corrupt" the body with another last byte, for "html", "broken" and "list" a page, broken
+    JSON and JSON of another kind, for "garbage" what is not HTTP, and for None the usual answer.
     """
 
     request_queue_size = 64
@@ -206,11 +224,12 @@ class Hub(ThreadingHTTPServer):
                 return found.tree(unquote(folder or ""), recursive=options.get("recursive", [""])[0].lower() == "true")
             if verb == "paths-info":
                 return as_json([found.entries[path] for path in options.get("paths", []) if path in found.entries])
-            return found.info(repo_id)
+            return found.info(repo_id, blobs=options.get("blobs", [""])[0].lower() == "true")
         return as_json({"error": "Not found"}, 404)
 
     def _find(self, repo: str, revision: str) -> Revision | Reply:
         if repo not in self._repos:
-            return not_found("Repo")
+            said = "Invalid username or password."
+            return as_json({"error": said}, 401, X_Error_Message=said, WWW_Authenticate="Bearer")
         commits = {rev.commit: rev for rev in self._repos[repo].values()}
         return (commits | self._repos[repo]).get(unquote(revision)) or not_found("Revision")
