@@ -27,12 +27,13 @@ from scripts.application import (
     export_analyses,
     find_pipelines,
     highlight,
+    load_masked,
     load_pipeline,
     predict_masked,
     read_upload,
     split_text,
 )
-from scripts.steps import StepError
+from scripts.steps import StepError, read_json
 
 EXAMPLES = {
     "Wolfgang": "My name is Wolfgang and I live in Berlin.",
@@ -53,13 +54,33 @@ KINDS = {"JSON": "application/json", "JSONL": "application/jsonl", "CSV": "text/
 
 
 @st.cache_resource(show_spinner="Loading the pipeline", max_entries=2)
-def load(name: str) -> Annotator:
+def load(name: str, made: int) -> Annotator:
     return load_pipeline(name)
+
+
+def made_at(name: str) -> int:
+    """When a pipeline was made, in nanoseconds: one that is trained anew has the same name. 0 for an installed one."""
+    meta = Path(name, "meta.json")
+    return meta.stat().st_mtime_ns if meta.exists() else 0
+
+
+@st.cache_resource(show_spinner="Loading the encoder", max_entries=1)
+def load_encoder(encoder: Path) -> tuple[Any, Any] | None:
+    return load_masked(encoder)
 
 
 @st.cache_data(show_spinner="Asking the encoder", max_entries=20)
 def guess(encoder: str, text: str) -> list[tuple[str, float]] | None:
-    return predict_masked(Path(encoder), text)
+    return predict_masked(Path(encoder), text, load=load_encoder)
+
+
+@st.cache_data(show_spinner="Reading the file", max_entries=20, ttl="1h")
+def read(name: str, data: bytes) -> list[tuple[str, str]] | str:
+    """The documents in a file, or why there are none: what cannot be read is not tried again at each click."""
+    try:
+        return read_upload(name, data)
+    except StepError as error:
+        return f"{error.problem} {error.remedy}"
 
 
 def plain(text: str) -> str:
@@ -98,7 +119,7 @@ def main() -> None:
     with masked:
         show_masked()
     with results:
-        show_results(pipelines[chosen[0]])
+        show_results(chosen[0], pipelines[chosen[0]])
     with asked:
         show_answers(analyses[chosen[0]], titles)
 
@@ -122,9 +143,13 @@ def choose_documents() -> list[tuple[str, str]]:
                 st.session_state.text = text
     text = st.text_area("Text", key="text", height=160, placeholder="Paste a text here")
     documents = [("The pasted text", text)] if text.strip() else []
+    for upload in uploads:
+        found = read(upload.name, upload.getvalue())
+        if isinstance(found, str):
+            st.error(plain(found))
+            return []
+        documents += found
     try:
-        for upload in uploads:
-            documents += read_upload(upload.name, upload.getvalue())
         check_size([text for _, text in documents])
     except StepError as error:
         st.error(plain(f"{error.problem} {error.remedy}"))
@@ -136,13 +161,13 @@ def analyze(pipelines: dict[str, str], documents: tuple[tuple[str, str], ...]) -
     """By pipeline the analyses of the documents; those of the last time are kept, for widgets rerun the script."""
     kept = st.session_state.get("kept", {})
     texts = tuple(text for _, text in documents)
-    found = {}
+    found, keys = {}, []
     for name, place in pipelines.items():
-        key = (place, texts)
+        key = (place, made_at(place), texts)
         if key not in kept:
             bar = st.progress(0.0, "Reading")
             try:
-                analyses = load(place).annotate(texts, tokens=True, advance=partial(show_progress, bar))
+                analyses = load(*key[:2]).annotate(texts, tokens=True, advance=partial(show_progress, bar))
             except StepError as error:
                 st.error(plain(f"{error.problem} {error.remedy}"))
                 st.stop()
@@ -151,7 +176,8 @@ def analyze(pipelines: dict[str, str], documents: tuple[tuple[str, str], ...]) -
             kept = kept | {key: analyses}
             st.session_state.pop("answer", None)  # it was about other documents
         found[name] = kept[key]
-    st.session_state.kept = {(place, texts): kept[place, texts] for place in pipelines.values()}
+        keys.append(key)
+    st.session_state.kept = {key: kept[key] for key in keys}
     return found
 
 
@@ -235,11 +261,18 @@ def show_concepts(analyses: list[Analysis], number: int, start: int, part: str) 
 
 
 def draw_triples(rows: list[list[str]]) -> str:
-    """A graph in the language DOT: actors and objects, joined by mechanisms; factors by lines without arrows."""
+    """A graph in the language DOT: actors and objects, joined by mechanisms; factors by lines without arrows.
+
+    Who acts may be nobody whom the pipeline knows, `she` for one: there stands a question mark. Nor has every mechanism
+    an object: there the arrow ends in a point.
+    """
     lines = ['digraph { rankdir=LR; bgcolor=white; node [shape=box, style="rounded,filled", fillcolor="#eef3fa"];']
     for number, (actor, mechanism, found) in enumerate(rows):
-        ends = [json.dumps(text or f"? {number}", ensure_ascii=False) for text in (actor, found)]
-        lines += [f'{end} [label=" "];' for end, text in zip(ends, (actor, found), strict=True) if not text]
+        ends = [json.dumps(text, ensure_ascii=False) for text in (actor or f"? {number}", found or f". {number}")]
+        if not actor:
+            lines.append(f'{ends[0]} [label="?"];')
+        if not found:
+            lines.append(f"{ends[1]} [shape=point];")
         look = f"label={json.dumps(mechanism, ensure_ascii=False)}" if mechanism else "dir=none, style=dashed"
         lines.append(f"{ends[0]} -> {ends[1]} [{look}];")
     return "\n".join([*lines, "}"])
@@ -275,14 +308,24 @@ def show_masked() -> None:
     st.dataframe(table, hide_index=True, alt="Words by probability")
 
 
-def show_results(pipeline: str) -> None:
-    parts = Path(pipeline).parts
-    run = next((parts[at + 1] for at, part in enumerate(parts[:-1]) if part in ("training", "packages")), "")
-    report = Path("metrics") / run / "report.html"
-    if not run or not report.exists():
+def show_results(name: str, place: str) -> None:
+    """The report of a pipeline's run, if it is about this very pipeline.
+
+    name (str): As find_pipelines gives it: training/<run>/..., packages/<run>/..., or the name of an installed package.
+    place (str): What spacy.load takes.
+    """
+    metrics = Path("metrics", *Path(name).parts[1:2])
+    report = metrics / "report.html"
+    try:
+        evaluated = read_json(metrics / "evaluation.json").get("training", {})
+        own = evaluated.get("made_from") == read_json(Path(place, "origin.json")).get("made_from")
+    except StepError as error:
+        st.error(plain(f"{error.problem} {error.remedy}"))
+        return
+    if not report.exists() or not own:
         st.info("This pipeline has no report here: it comes from `python -m spacy project run report`.")
         return
-    st.iframe(report, height=900, alt=f"Report of {run}")
+    st.iframe(report, height=900, alt=f"Report of {name}")
 
 
 def show_answers(analyses: list[Analysis], titles: list[str]) -> None:

@@ -26,12 +26,13 @@ from spacy.tokens import Doc
 from spacy.util import get_installed_models
 
 from scripts import functions  # noqa: F401 (what a pipeline in training/ needs)
-from scripts.steps import StepError
+from scripts.files import MAX_CHARACTERS, READERS, UnreadableError, read_csv, read_packed, read_txt
+from scripts.steps import StepError, read_json
 
 MASK = "[MASK]"
 MAX_DOCUMENTS = 100
-MAX_CHARACTERS = 2_000_000  # of all documents
-PART = 50_000  # characters that the pipeline reads at once; above 1,000,000 spaCy refuses (E088)
+PART = 20_000  # characters that the pipeline reads at once: some seconds, after which it may be told to give up
+PACKAGED, TRAINED = "packages/*/*/*/*/config.cfg", "training/*/model-best"
 ENDPOINT, ENDPOINT_MODEL, ENDPOINT_KEY = (f"BERT_NER_LLM_{name}" for name in ("URL", "MODEL", "KEY"))
 COLORS = {
     "PER": "#ffd7a8", "ORG": "#b9d8ff", "LOC": "#c6ecc0", "MISC": "#e5d0f5",
@@ -118,24 +119,52 @@ def find_pipelines(root: Path) -> dict[str, str]:
     root (Path): The project.
     RETURNS (dict[str, str]): By a name for people what spacy.load takes.
     """
-    found = [*root.glob("packages/*/*/*/*/config.cfg"), *root.glob("training/*/model-best*/config.cfg")]
-    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return {str(path.parent.relative_to(root)): str(path.parent) for path in found} | {
+    found = [*root.glob(PACKAGED), *root.glob(f"{TRAINED}*/config.cfg")]
+    return {str(path.parent.relative_to(root)): str(path.parent) for path in _newest_first(found)} | {
         name: name for name in sorted(get_installed_models())
     }
 
 
-def load_pipeline(name: str) -> Annotator:
-    """Load a pipeline: a folder or the name of an installed package.
+def find_newest(root: Path) -> str:
+    """The pipeline to take if none is named: the newest packaged one, or else a trained one, or else an installed one.
 
-    RAISES (StepError): If there is none, or it cannot be loaded.
+    Those beside a run's model-best are not meant for use: models set aside, and ablations.
+
+    root (Path): The project.
+    RETURNS (str): What spacy.load takes.
+    RAISES (StepError): If there is none.
+    """
+    packaged, trained = (_newest_first(root.glob(pattern)) for pattern in (PACKAGED, f"{TRAINED}/config.cfg"))
+    names = [*(str(path.parent) for path in (*packaged, *trained)), *sorted(get_installed_models())]
+    if not names:
+        raise StepError("There is no pipeline yet.", "Train one: make quickstart")
+    return names[0]
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def load_pipeline(name: str) -> Annotator:
+    """Load a pipeline, a folder or the name of an installed package, and try it: some damages show only then.
+
+    RAISES (StepError): If there is none, or it cannot be loaded, or not used.
     """
     try:
-        return Annotator(spacy.load(name))
-    except (OSError, ValueError) as error:
+        nlp = spacy.load(name)
+        annotator = Annotator(nlp)
+        annotator.annotate(["Mira left Turku."], tokens=True)
+        for pipe, labels in (read_json(nlp.path / "meta.json").get("labels", {}) if nlp.path else {}).items():
+            if set(labels) != set(nlp.pipe_labels.get(pipe, ())):
+                raise ValueError(f"the labels of {pipe} are not those that its meta.json has")
+    except Exception as error:  # what is damaged makes spaCy and torch raise whatever they like
+        first, *_ = str(error).splitlines() or [""]
+        missing = isinstance(error, OSError) and not Path(name).exists()
         raise StepError(
-            f"{name} cannot be loaded: {str(error).splitlines()[0]}", "Train one: make quickstart"
+            f"{name} cannot be loaded: {first if missing else f'{type(error).__name__}: {first}'}",
+            "Train one: make quickstart" if missing else "It is damaged: train, package or install it again.",
         ) from error
+    return annotator
 
 
 class Annotator:
@@ -165,7 +194,7 @@ class Annotator:
         parts = [(part, (analysis, start)) for analysis in analyses for start, part in split_text(analysis.text)]
         lengths = [len(part) for part, _ in parts]
         done, total = 0, sum(lengths)
-        at_once = 2 * PART // max(lengths, default=PART)
+        at_once = max(1, PART // max(lengths, default=PART))
         with self.lock:
             advance(0, total)
             with self.nlp.memory_zone():  # without it the vocabulary would grow for ever
@@ -254,56 +283,28 @@ def check_size(texts: Sequence[str]) -> None:
 def read_upload(name: str, data: bytes) -> list[tuple[str, str]]:
     """The documents in a file: one of .txt, .pdf and .docx, one for each row of .csv.
 
-    In a table, the text is the column `text`, or else the one with the longest cells.
-
     name (str): Of the file.
     data (bytes): Its contents.
     RETURNS (list[tuple[str, str]]): Titles and texts.
-    RAISES (StepError): If it is of another kind, damaged, or has no text.
+    RAISES (StepError): If it is of another kind, damaged, too large, or has no text.
     """
     kind = Path(name).suffix.lower()
-    readers = {".txt": _read_txt, ".csv": _read_csv, ".pdf": _read_pdf, ".docx": _read_docx}
-    if kind not in readers:
-        raise StepError(f"{name} is not a file of a known kind.", f"Known are {', '.join(readers)}.")
     try:
-        texts = [text for text in readers[kind](data) if text.strip()]
-    except Exception as error:  # libraries that read damaged files raise whatever they like
-        raise StepError(f"{name} cannot be read: {error}", "Save it again, or paste its text.") from error
-    if not texts:
+        if kind == ".csv":
+            documents = [(f"{name}, row {row}", text) for row, text in enumerate(read_csv(data), 1)]
+        elif kind == ".txt":
+            documents = [(name, read_txt(data))]
+        elif kind in READERS:
+            documents = [(name, read_packed(kind, data))]
+        else:
+            known = ", ".join((".txt", ".csv", *READERS))
+            raise StepError(f"{name} is not a file of a known kind.", f"Known are {known}.")
+    except UnreadableError as error:
+        raise StepError(f"{name} cannot be read: {error}.", "Save it again, or paste its text.") from error
+    documents = [(title, text) for title, text in documents if text.strip()]
+    if not documents:
         raise StepError(f"{name} has no text.", "If it is scanned, it needs text recognition first.")
-    return [(name if len(texts) == 1 else f"{name}, row {row}", text) for row, text in enumerate(texts, 1)]
-
-
-def _read_txt(data: bytes) -> list[str]:
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(data, cp_isolation=["utf_8", "utf_16", "cp1252"]).best()  # what English is written in
-    return [data.decode("utf8") if best is None else str(best)]
-
-
-def _read_csv(data: bytes) -> list[str]:
-    import pandas as pd
-
-    table = pd.read_csv(io.StringIO(_read_txt(data)[0]), dtype=str, keep_default_na=False, sep=None, engine="python")
-    column = "text" if "text" in table else max(table, key=lambda name: table[name].str.len().sum())
-    return [str(cell) for cell in table[column]]
-
-
-def _read_pdf(data: bytes) -> list[str]:
-    from pypdf import PdfReader
-
-    return ["\n\n".join(page.extract_text() for page in PdfReader(io.BytesIO(data)).pages)]
-
-
-def _read_docx(data: bytes) -> list[str]:
-    from docx import Document
-    from docx.table import Table
-
-    blocks = []
-    for block in Document(io.BytesIO(data)).iter_inner_content():
-        rows = [[cell.text for cell in row.cells] for row in block.rows] if isinstance(block, Table) else [[block.text]]
-        blocks.append("\n".join("\t".join(cells) for cells in rows))
-    return ["\n\n".join(blocks)]
+    return documents
 
 
 def highlight(text: str, spans: Iterable[dict[str, Any]]) -> Markup:
@@ -326,6 +327,8 @@ def export_analyses(analyses: Sequence[Analysis], kind: str) -> str:
 
     analyses (Sequence[Analysis]): For conll with tokens.
     kind (str): json or jsonl, with all that was found; csv, a row for each entity; conll, tokens in columns.
+    RETURNS (str): In csv, cells that a spreadsheet would run begin with an apostrophe; in conll, a token that is the
+        mark between documents has other hyphens.
     """
     if kind == "json":
         return json.dumps([analysis.model_dump() for analysis in analyses], ensure_ascii=False, indent=2)
@@ -333,11 +336,11 @@ def export_analyses(analyses: Sequence[Analysis], kind: str) -> str:
         return "".join(json.dumps(analysis.model_dump(), ensure_ascii=False) + "\n" for analysis in analyses)
     out = io.StringIO()
     if kind == "csv":
-        rows = csv.writer(out, lineterminator="\n")
+        rows = csv.writer(out)
         rows.writerow(["document", "start", "end", "text", "label", "score"])
         for number, analysis in enumerate(analyses, 1):
             for ent in analysis.entities:
-                rows.writerow([number, ent.start, ent.end, ent.text, ent.label, ent.score])
+                rows.writerow([number, ent.start, ent.end, _disarm(ent.text), _disarm(ent.label), ent.score])
         return out.getvalue()
     for analysis in analyses:
         out.write("-DOCSTART- -X- -X- O\n\n")
@@ -350,36 +353,63 @@ def export_analyses(analyses: Sequence[Analysis], kind: str) -> str:
             if number and token.start in sentences:
                 out.write("\n")
             word = "".join(token.text.split())  # the columns are separated by spaces
+            word = word.replace("-DOCSTART-", "\u2010DOCSTART\u2010")
             out.write(f"{word} {token.tag or '-X-'} -X- {tags.get(number, 'O')}\n")
         out.write("\n")
     return out.getvalue()
 
 
-def predict_masked(encoder: Path, text: str, top: int = 10) -> list[tuple[str, float]] | None:
+def _disarm(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+
+
+def load_masked(encoder: Path) -> tuple[Any, Any] | None:
+    """Load a masked language model.
+
+    encoder (Path): Folder of the encoder.
+    RETURNS (tuple[Any, Any] | None): Model and tokenizer; None if the encoder has no head for masked words.
+    RAISES (StepError): If it cannot be loaded.
+    """
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    try:
+        model, loaded = AutoModelForMaskedLM.from_pretrained(encoder, output_loading_info=True)
+        if any("predictions" in name for name in loaded["missing_keys"]):
+            return None
+        return model.eval(), AutoTokenizer.from_pretrained(encoder)
+    except Exception as error:  # what is damaged makes transformers raise whatever it likes
+        problem = f"{encoder} cannot be loaded: {type(error).__name__}."
+        raise StepError(problem, "Run the step download again.") from error
+
+
+def predict_masked(
+    encoder: Path, text: str, top: int = 10, load: Callable[[Path], tuple[Any, Any] | None] = load_masked
+) -> list[tuple[str, float]] | None:
     """What a masked language model puts in the place of [MASK] (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
     encoder (Path): Folder of the encoder.
     text (str): With one [MASK].
     top (int): How many words to give.
+    load (Callable[[Path], tuple[Any, Any] | None]): What loads the encoder, or has it already.
     RETURNS (list[tuple[str, float]] | None): Wordpieces and their probabilities, the most probable first; None if the
         encoder has no head for that.
-    RAISES (StepError): If the text has not one [MASK], or one beyond what the encoder reads.
+    RAISES (StepError): If the text has not one [MASK], or one beyond what the encoder reads; if it cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     if text.count(MASK) != 1:
         raise StepError(f"The text has {text.count(MASK)} times {MASK}.", f"Put {MASK} once, where the word shall be.")
-    model, loaded = AutoModelForMaskedLM.from_pretrained(encoder, output_loading_info=True)
-    if any("predictions" in name for name in loaded["missing_keys"]):
+    loaded = load(encoder)
+    if loaded is None:
         return None
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    model, tokenizer = loaded
     inputs = tokenizer(text.replace(MASK, tokenizer.mask_token), return_tensors="pt", truncation=True)
     places = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
     if not len(places):
         raise StepError(f"{MASK} is beyond what the encoder reads.", "Shorten the text.")
     with torch.inference_mode():
-        probabilities = model.eval()(**inputs).logits[0, places[0, 0]].softmax(0)
+        probabilities = model(**inputs).logits[0, places[0, 0]].softmax(0)
     best = probabilities.topk(min(top, len(probabilities)))
     words = tokenizer.convert_ids_to_tokens(best.indices.tolist())
     return list(zip(words, best.values.tolist(), strict=True))
@@ -412,28 +442,27 @@ def ask(analyses: Sequence[Analysis], question: str) -> Answer:
     question (str): In English.
     RETURNS (Answer): With the sentences it rests on.
     """
-    words = [word.lower() for word in re.findall(r"\w+(?:[-'\u2019]\w+)*", question)]
-    labels = {label for kind, names in KINDS.items() for label in kind if set(names.split()) & set(words)}
+    every = [word.lower() for word in re.findall(r"\w+(?:[-'\u2019]\w+)*", question)]
+    words, asked = set(every), [word for word in every if word not in FUNCTION_WORDS]
+    labels = {label for kind, names in KINDS.items() for label in kind if set(names.split()) & words}
     labels |= {ent.label for analysis in analyses for ent in analysis.entities if ent.label.lower() in words}
     names = _find_names(analyses, question)
-    asked = [word for word in words if word not in FUNCTION_WORDS]
     if names:
         title = " and ".join(names)
-        if set(words) & {"described", "describe", "like"}:
+        if words & {"described", "describe", "like"}:
             return _answer_description(analyses, title, names)
-        if labels and set(words) & {"with", "together", "near", "beside", "alongside"}:
+        if labels and words & {"with", "together", "near", "beside", "alongside"}:
             return _answer_neighbours(analyses, title, names, labels)
-        if "what" in words and set(words) & {"did", "do", "does", "done", "doing", "happened", "happen"}:
+        if "what" in words and words & {"did", "do", "does", "done", "doing", "happened", "happen"}:
             return _answer_deeds(analyses, title, names)
-    unknown = [word for word in re.findall(r"(?<!^)\b[A-Z][\w-]+", question) if _absent(analyses, word)]
-    if unknown:
-        return Answer(text=f"The documents do not mention {unknown[0]}.", evidence=[])
+    if unknown := _find_unknown(analyses, re.findall(r"(?<!^)\b[A-Z][\w-]+", question)):
+        return Answer(text=f"The documents do not mention {unknown}.", evidence=[])
     if labels:
         done = _answer_doer(analyses, asked, labels)
         return done or _answer_mentions(analyses, labels, counted="many" in words)
-    if not asked and set(words) & {"mentioned", "named", "names", "many", "list"}:
-        every = {ent.label for analysis in analyses for ent in analysis.entities}
-        return _answer_mentions(analyses, every, counted="many" in words)
+    if not asked and words & {"mentioned", "named", "names", "many", "list"}:
+        kinds = {ent.label for analysis in analyses for ent in analysis.entities}
+        return _answer_mentions(analyses, kinds, counted="many" in words)
     return _answer_nearest(analyses, asked)
 
 
@@ -468,13 +497,17 @@ def _find_names(analyses: Sequence[Analysis], question: str) -> list[str]:
     return sorted(text for text in every if capitals & set(text.lower().split()))[:1]
 
 
-def _is_named(text: str, names: list[str]) -> bool:
-    """Whether a mention is of one of the names: the same, or one is a word of the other."""
-    return any(set(text.lower().split()) & set(name.lower().split()) for name in names)
+def _words_of(names: Iterable[str]) -> set[str]:
+    """The words of names: what has one of them is taken for a mention, `Solberg` for one of Mira Solberg."""
+    return {word for name in names for word in name.lower().split()}
 
 
-def _absent(analyses: Sequence[Analysis], word: str) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", analysis.text, re.IGNORECASE) for analysis in analyses)
+def _find_unknown(analyses: Sequence[Analysis], words: list[str]) -> str:
+    """The first of the words that no document has; one with hyphens, if one of its parts is nowhere."""
+    if not words:
+        return ""
+    known = {word for analysis in analyses for word in re.findall(r"\w+", analysis.text.lower())}
+    return next((word for word in words if not known.issuperset(re.findall(r"\w+", word.lower()))), "")
 
 
 def _answer_mentions(analyses: Sequence[Analysis], labels: set[str], counted: bool) -> Answer:
@@ -491,14 +524,15 @@ def _answer_mentions(analyses: Sequence[Analysis], labels: set[str], counted: bo
 
 
 def _answer_neighbours(analyses: Sequence[Analysis], title: str, names: list[str], labels: set[str]) -> Answer:
+    known = _words_of(names)
     counts: Counter[str] = Counter()
     places = []
     for number, analysis in enumerate(analyses):
         starts = [ent.start for ent in analysis.entities]
         for sentence in analysis.sentences:
             within = analysis.entities[bisect_left(starts, sentence.start) : bisect_left(starts, sentence.end)]
-            others = {ent.text for ent in within if ent.label in labels and not _is_named(ent.text, names)}
-            if others and any(_is_named(ent.text, names) for ent in within):
+            others = {ent.text for ent in within if ent.label in labels and known.isdisjoint(_words_of([ent.text]))}
+            if others and any(known & _words_of([ent.text]) for ent in within):
                 counts.update(others)
                 places.append((number, sentence.start))
     if not counts:
@@ -520,13 +554,14 @@ def _tell(mechanism: Concept, found: Concept | None) -> str:
 
 
 def _answer_deeds(analyses: Sequence[Analysis], title: str, names: list[str]) -> Answer:
+    known = _words_of(names)
     deeds = [
         (number, mechanism, found)
         for number, actor, mechanism, found in _relations(analyses)
-        if actor and mechanism and _is_named(actor.text, names)
+        if actor and mechanism and known & _words_of([actor.text])
     ]
     if not deeds:
-        places = [(n, ent.start) for n, a in enumerate(analyses) for ent in a.entities if _is_named(ent.text, names)]
+        places = [(n, ent.start) for n, a in enumerate(analyses) for ent in a.entities if known & _words_of([ent.text])]
         return Answer(text=f"The documents mention {title}, but no deed was found.", evidence=_quote(analyses, places))
     listed = _list((_tell(mechanism, found) for _, mechanism, found in deeds), "; ")
     evidence = _quote(analyses, ((number, mechanism.start) for number, mechanism, _ in deeds))
@@ -551,10 +586,11 @@ def _answer_doer(analyses: Sequence[Analysis], asked: list[str], labels: set[str
 
 
 def _answer_description(analyses: Sequence[Analysis], title: str, names: list[str]) -> Answer:
+    known = _words_of(names)
     found = [
         (number, factor)
         for number, actor, mechanism, factor in _relations(analyses)
-        if actor and factor and not mechanism and _is_named(actor.text, names)
+        if actor and factor and not mechanism and known & _words_of([actor.text])
     ]
     if not found:
         return Answer(text=f"No adjective stands before {title}.", evidence=[])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import shlex
@@ -14,15 +16,17 @@ from typing import Any, Literal
 
 import pytest
 import requests
+import spacy
 import streamlit as st
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, Error, Page, Request, expect
 from streamlit.testing.v1 import AppTest
 
+from scripts import application
 from scripts.app import EXAMPLES, TABS, draw_triples, format_answer, plain
 from scripts.application import Answer, Evidence
-from tests.conftest import ROOT, TEXT, Project, save_tiny_encoder
+from tests.conftest import ROOT, TEXT, Project, guard, save_tiny_encoder
 
 PAGE_OF = os.environ.get("PAGE_OF")  # the folder of another project, for the screenshot of its page in docs/
 NASTY = '<script>alert(1)</script> <img src=x onerror="alert(2)"> ![x](http://127.0.0.1:9/x.png)'
@@ -35,7 +39,7 @@ def page_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def open_page(folder: Path, text: str = "") -> AppTest:
         monkeypatch.chdir(folder)
         monkeypatch.setattr("scripts.application.get_installed_models", lambda: [])
-        app = AppTest.from_file(str(ROOT / "scripts/app.py"), default_timeout=60)
+        app = AppTest.from_file(str(ROOT / "scripts/app.py"), default_timeout=guard(60))
         app.run()
         if text:
             app.text_area(key="text").set_value(text).run()
@@ -94,9 +98,88 @@ def test_masked_words_are_guessed_where_the_encoder_can(page_of: Any, ruled: Pat
     assert "0 times" in app.error[0].value
 
 
-def test_the_report_of_the_run_is_shown(page_of: Any, project: Project, ruled: Path) -> None:
+def test_the_report_is_shown_if_it_is_about_the_chosen_pipeline(
+    page_of: Any, project: Project, ruled: Path, tmp_path: Path
+) -> None:
+    """Wherever the project lies; and not with the models beside a run's model-best, or with one trained since."""
     assert any("no report" in element.value for element in page_of(ruled).info)
-    assert page_of(project.folder).get("iframe")
+    folder = shutil.copytree(project.folder, tmp_path / "training/packages/x")
+    app = page_of(folder)
+    pipeline = next(field for field in app.selectbox if field.label == "Pipeline")
+    assert len(app.get("iframe")) == 1 and pipeline.value.startswith("packages/tiny/")
+    pipeline.set_value("training/tiny/model-best").run()
+    assert len(app.get("iframe")) == 1
+    origin = folder / "training/tiny/model-best/origin.json"
+    origin.write_text(json.dumps({"made_from": {"config": "another"}}), "utf8")
+    app.run()
+    assert not app.get("iframe") and any("no report" in element.value for element in app.info)
+    (folder / "metrics/tiny/evaluation.json").write_text("{", "utf8")
+    app.run()
+    assert not app.exception and "not valid JSON" in app.error[0].value
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """The first arguments with which a function of scripts.application is called from now on."""
+    calls: list[Any] = []
+    function = getattr(application, name)
+
+    def count(*given: Any, **named: Any) -> Any:
+        calls.append(given[0])
+        return function(*given, **named)
+
+    monkeypatch.setattr(application, name, count)
+    return calls
+
+
+def test_a_pipeline_is_loaded_once_and_anew_when_it_is_trained_anew(
+    page_of: Any, ruled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(ruled, tmp_path / "project")
+    loaded = count_calls(monkeypatch, "load_pipeline")
+    app = page_of(folder, TEXT)
+    app.run()
+    assert len(loaded) == 1 and len(frame(app, "score")) == 4
+    model = folder / "training/ruled/model-best"
+    nlp = spacy.load(model)
+    nlp.remove_pipe("entity_ruler")
+    nlp.to_disk(model)
+    os.utime(model / "meta.json", (1, 1))
+    app.run()
+    assert len(loaded) == 2 and frame(app, "score").empty
+
+
+def test_uploads_are_read_once(page_of: Any, ruled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch, "read_upload")
+    uploads = [io.BytesIO(b"text\nMira Solberg left .\nTurku ."), io.BytesIO(b"%PDF")]
+    for upload, name in zip(uploads, ("a.csv", "b.pdf"), strict=True):
+        upload.name = name
+    monkeypatch.setattr(st, "file_uploader", lambda *_, **__: uploads[:1])
+    app = page_of(ruled)
+    assert list(frame(app, "score")["text"]) == ["Mira Solberg", "Turku"]
+    app.run()
+    assert calls == ["a.csv"]
+    monkeypatch.setattr(st, "file_uploader", lambda *_, **__: uploads)
+    for _ in range(2):
+        app.run()
+        assert "cannot be read" in app.error[0].value
+    assert calls == ["a.csv", "b.pdf"], "nor is what cannot be read tried again"
+
+
+def test_the_encoder_is_loaded_once(page_of: Any, ruled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(ruled, tmp_path / "project")
+    save_tiny_encoder(folder / "assets/some/encoder")
+    loaded = count_calls(monkeypatch, "load_masked")
+    app = page_of(folder)
+    app.text_input[0].set_value("Turku is [MASK].").run()
+    assert len(frame(app, "probability")) == 10 and len(loaded) == 1
+
+
+def test_no_box_of_the_graph_is_empty() -> None:
+    graph = draw_triples([["", "promised", "rivers"], ["Mira", "left", ""], ["", "", "old"]])
+    assert '"? 0" [label="?"];' in graph and '"? 0" -> "rivers" [label="promised"];' in graph
+    assert '". 1" [shape=point];' in graph and '"Mira" -> ". 1" [label="left"];' in graph
+    assert '"? 2" -> "old" [dir=none, style=dashed];' in graph
+    assert 'label=" "' not in graph and 'label=""' not in graph
 
 
 def test_questions_are_answered_and_forgotten_with_the_text(page_of: Any, ruled: Path) -> None:
@@ -144,6 +227,8 @@ def test_what_is_typed_is_escaped_everywhere(page_of: Any, ruled: Path) -> None:
 
 # In a browser
 
+expect.set_options(timeout=guard(5000))
+
 
 @pytest.fixture(scope="module")
 def address(ruled: Path) -> Iterator[str]:
@@ -161,9 +246,10 @@ def address(ruled: Path) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        for _ in range(150):
+        end = time.monotonic() + guard(30)
+        while time.monotonic() < end:
             try:
-                if requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).ok:
+                if requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=guard(5)).ok:
                     break
             except requests.ConnectionError:
                 time.sleep(0.2)
@@ -179,7 +265,7 @@ def open_text(page: Page, address: str, text: str) -> None:
     page.goto(address)
     page.get_by_label("Text", exact=True).fill(text)
     page.get_by_label("Text", exact=True).press("Control+Enter")
-    expect(page.locator("mark").first).to_be_visible(timeout=20_000)
+    expect(page.locator("mark").first).to_be_visible(timeout=guard(20_000))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -192,7 +278,7 @@ def test_the_page_is_accessible_and_fits(
     page.on("pageerror", lambda error: keep(errors, error))
     open_text(page, address, EXAMPLES["A deal"] if PAGE_OF else TEXT)
     for tab in TABS:
-        page.get_by_role("tab", name=tab, exact=True).click()
+        page.get_by_role("tab", name=tab, exact=True).first.click()
         page.wait_for_timeout(400)
         page.screenshot(path=str(tmp_path / f"{tab}.png"))
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -219,9 +305,9 @@ def test_a_visitor_pastes_filters_downloads_and_asks(browser: Browser, address: 
         panel.get_by_role("button", name="CSV", exact=True).click()
     rows = Path(download.value.path()).read_text("utf8").splitlines()
     assert len(rows) == 3 and "Mira Solberg" in rows[1]
-    page.get_by_role("tab", name="Concepts").click()
+    page.get_by_role("tab", name="Concepts").first.click()
     expect(page.get_by_role("tabpanel").locator("svg g.node").first).to_be_visible()
-    page.get_by_role("tab", name="Ask", exact=True).click()
+    page.get_by_role("tab", name="Ask", exact=True).first.click()
     page.get_by_label("Question about the documents").fill("Who launched a party?")
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.get_by_text("Mira Solberg launched \u2026 party.")).to_be_visible()

@@ -3,23 +3,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pickle
+import re
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-import docx
 import pytest
 import spacy
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from scripts import application
 from scripts.application import (
-    MAX_CHARACTERS,
     MAX_DOCUMENTS,
     Analysis,
     Annotator,
@@ -28,6 +32,7 @@ from scripts.application import (
     check_size,
     draft,
     export_analyses,
+    find_newest,
     find_pipelines,
     highlight,
     load_pipeline,
@@ -36,8 +41,10 @@ from scripts.application import (
     split_text,
 )
 from scripts.convert import read_conll
+from scripts.files import MAX_CHARACTERS
 from scripts.steps import StepError
 from tests.conftest import TEXT, Project
+from tests.test_files import write_docx, write_pdf
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,51 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.cfg").write_text("[nlp]")
     with pytest.raises(StepError, match="cannot be loaded"):
         load_pipeline(str(tmp_path))
+
+
+def make_pipeline(folder: Path, made: int) -> None:
+    """The file of a pipeline that tells where and when one was made."""
+    folder.mkdir(parents=True)
+    (folder / "config.cfg").touch()
+    os.utime(folder / "config.cfg", (made, made))
+
+
+def test_without_a_name_the_newest_pipeline_meant_for_use_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "get_installed_models", lambda: [])
+    make_pipeline(tmp_path / "training/some/model-best-0a1b2c3d", 9)
+    with pytest.raises(StepError, match="no pipeline yet"):
+        find_newest(tmp_path)
+    monkeypatch.setattr(application, "get_installed_models", lambda: ["en_other"])
+    assert find_newest(tmp_path) == "en_other"
+    for name, made in (("some", 3), ("other", 4)):
+        make_pipeline(tmp_path / f"training/{name}/model-best", made)
+        assert find_newest(tmp_path) == str(tmp_path / f"training/{name}/model-best")
+    for name, made in (("some", 2), ("other", 1)):
+        make_pipeline(tmp_path / f"packages/{name}/en_x-1.0.0/en_x/en_x-1.0.0", made)
+        assert find_newest(tmp_path) == str(tmp_path / "packages/some/en_x-1.0.0/en_x/en_x-1.0.0")
+
+
+@pytest.mark.parametrize("damage", ["no cfg", "other cfg", "pickle", "no vocab", "no weights", "meta"])
+def test_a_damaged_pipeline_is_named(damage: str, project: Project, tmp_path: Path) -> None:
+    model = shutil.copytree(project.folder / "training/tiny/model-best", tmp_path / "model")
+    if damage == "no cfg":
+        (model / "ner/cfg").unlink()
+    elif damage == "other cfg":
+        (model / "ner/cfg").write_text(json.dumps({"labels": ["PERSON"]}))
+    elif damage == "pickle":
+        weights = max((file for file in model.rglob("model") if file.is_file()), key=lambda file: file.stat().st_size)
+        weights.write_bytes(pickle.dumps(Path))
+    elif damage == "no vocab":
+        shutil.rmtree(model / "vocab")
+    elif damage == "no weights":
+        shutil.rmtree(model / "transformer")
+    else:
+        (model / "meta.json").write_text("{")
+    with pytest.raises(StepError, match="model cannot be loaded") as problem:
+        load_pipeline(str(model))
+    assert "damaged" in problem.value.remedy
 
 
 # Analyses
@@ -168,55 +220,30 @@ def test_too_much_is_refused(texts: list[str]) -> None:
 # Files
 
 
-def write_pdf(text: str) -> bytes:
-    """The least that is a PDF with a line of text."""
-    stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<</Type/Catalog/Pages 2 0 R>>",
-        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
-        b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream),
-        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-    ]
-    out, places = io.BytesIO(), []
-    out.write(b"%PDF-1.4\n")
-    for number, body in enumerate(objects, 1):
-        places.append(out.tell())
-        out.write(b"%d 0 obj%s endobj\n" % (number, body))
-    start = out.tell()
-    out.write(b"xref\n0 6\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % place for place in places))
-    out.write(b"trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % start)
-    return out.getvalue()
-
-
-def write_docx(text: str) -> bytes:
-    document, out = docx.Document(), io.BytesIO()
-    document.add_paragraph("Before")
-    document.add_table(1, 1).cell(0, 0).text = text
-    document.save(out)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "data", "documents"),
     [
-        ("a.txt", "Åbo and Ærø are far away, said Mira to all of us.".encode("latin-1"), 1),
-        ("a.TXT", "\ufeffÅbo and Ærø are far away".encode(), 1),
-        ("a.csv", b"id,text\n1,Mira left Turku\n2,\n3,She came back\n", 2),
-        ("a.csv", b"name;body\nA;Mira left Turku and came back\nB;No\n", 2),
-        ("a.pdf", write_pdf("Mira left Turku"), 1),
-        ("a.docx", write_docx("Mira left Turku"), 1),
+        ("a.TXT", "\ufeffMira left Turku".encode(), [("a.TXT", "Mira left Turku")]),
+        ("a.csv", b"text\nMira left Turku", [("a.csv, row 1", "Mira left Turku")]),
+        ("a.csv", b"id,text\n1,Mira\n2,\n3,She came", [("a.csv, row 1", "Mira"), ("a.csv, row 3", "She came")]),
+        ("a.pdf", write_pdf(), [("a.pdf", "Mira left Turku")]),
+        ("a.docx", write_docx(), [("a.docx", "Before\n\nMira left Turku")]),
     ],
 )
-def test_files_are_read(name: str, data: bytes, documents: int) -> None:
-    found = read_upload(name, data)
-    assert len(found) == documents and found[0][0].startswith(name)
-    assert "Mira left Turku" in found[0][1] or found[0][1].lstrip("\ufeff").startswith("Åbo and Ærø")
+def test_files_are_read(name: str, data: bytes, documents: list[tuple[str, str]]) -> None:
+    assert read_upload(name, data) == documents
 
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("a.exe", b"MZ"), ("a.pdf", b"%PDF-1.4 broken"), ("a.docx", b"PK"), ("a.txt", b"  "), ("a.csv", b""), ("a", b"")],
+    [
+        ("a.exe", b"MZ"),
+        ("a.pdf", b"%PDF"),
+        ("a.docx", b"PK"),
+        ("a.txt", b"  "),
+        ("a.csv", b"\0"),
+        ("a", b""),
+    ],
 )
 def test_files_that_cannot_be_read_are_named(name: str, data: bytes) -> None:
     with pytest.raises(StepError, match=r"^a"):
@@ -246,6 +273,38 @@ def test_exports_hold_what_was_found(analyses: list[Analysis], tmp_path: Path) -
     assert found[:4] == [("Mira", "B-PER"), ("Solberg", "I-PER"), ("left", "O"), ("Turku", "B-LOC")]
     some = analyses[1].model_copy(update={"entities": analyses[1].entities[1:]})
     assert "Solberg NNP -X- O\n" in export_analyses([some], "conll")
+
+
+def found_in(text: str, *tokens: str, label: str = "PER") -> Analysis:
+    """An analysis in which the whole text is an entity and a sentence."""
+    whole: dict[str, Any] = {"start": 0, "end": len(text), "text": text}
+    return Analysis(
+        text=text,
+        sentences=[application.Span(**whole)],
+        entities=[application.Entity(**whole, label=label, score=None)],
+        concepts=[],
+        triples=[],
+        tokens=[
+            application.Token(start=at, end=at + 1, text=token, tag="", pos="", iob="O", shape="", wordpieces=[])
+            for at, token in enumerate(tokens)
+        ],
+    )
+
+
+@given(st.text(st.sampled_from("=+-@\t\r\n',;\"a "), min_size=1), st.text(min_size=1))
+@example("=HYPERLINK(1)", "@SUM(1)")
+def test_no_cell_of_a_table_is_a_formula_and_nothing_is_lost(text: str, label: str) -> None:
+    table = export_analyses([found_in(text, label=label)], "csv")
+    _, row = csv.reader(io.StringIO(table, newline=""))
+    for cell, was in zip(row[3:5], (text, label), strict=True):
+        assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+        assert cell in (was, f"'{was}")
+
+
+@pytest.mark.parametrize("token", ["-DOCSTART-", "-DOCSTART-foo", "- DOCSTART-"])
+def test_no_token_is_taken_for_the_mark_between_documents(token: str) -> None:
+    lines = export_analyses([found_in("Mira", "Mira", token)], "conll").splitlines()
+    assert [line.startswith("-DOCSTART-") for line in lines if line] == [True, False, False]
 
 
 # Questions
@@ -294,6 +353,22 @@ def test_an_answer_lists_the_first_of_very_many_names() -> None:
     analysis = Analysis(text="x" * 60, sentences=sentences, entities=names, concepts=[], triples=[], tokens=[])
     answer = ask([analysis], "Who is mentioned?")
     assert answer.text.endswith("name49, and 10 more.") and len(answer.evidence) == 8
+
+
+def test_the_texts_are_searched_once_however_long_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+
+    def count(found: Callable[..., Any], pattern: str, text: str, *flags: int) -> Any:
+        searched.append(len(text))
+        return found(pattern, text, *flags)
+
+    for name in ("search", "findall"):
+        monkeypatch.setattr(re, name, partial(count, getattr(re, name)))
+    text = "Mira left Turku. " * 500
+    question = "What did " + " ".join(f"Turku-Mira{'x' * (number == 99)}" for number in range(100)) + " do?"
+    answer = ask([found_in(text, label="TEXT")], question)
+    assert answer.text == "The documents do not mention Turku-Mirax."
+    assert sum(size >= len(text) for size in searched) == 1
 
 
 # The language model
@@ -407,3 +482,10 @@ def test_an_encoder_without_a_head_for_masked_words_is_told(tmp_path: Path) -> N
 def test_one_masked_word_is_needed(tiny_encoder: Path, text: str) -> None:
     with pytest.raises(StepError, match="MASK"):
         predict_masked(tiny_encoder, text)
+
+
+def test_a_damaged_encoder_is_named(tiny_encoder: Path, tmp_path: Path) -> None:
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    (encoder / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(StepError, match="encoder cannot be loaded"):
+        predict_masked(encoder, "Paris is the [MASK] of France.")
