@@ -8,7 +8,7 @@ BENCH_RUN ?= conll2003
 
 PORT ?= 8000
 
-.PHONY: quickstart all app serve bench bench-full bench-accuracy test check clean
+.PHONY: quickstart all app serve bench bench-full bench-accuracy test test-slow check clean
 
 quickstart all app clean: .venv/installed
 	$(RUN) $@
@@ -26,8 +26,13 @@ bench-full: .venv/installed-bench
 bench-accuracy: .venv/installed-bench
 	$(RUN) accuracy . --vars.run $(BENCH_RUN)
 
+# The fast tests, some minutes
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+	@echo "The slow tests were left out: make test-slow runs them"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/installed
 	$(BIN)/ruff check .

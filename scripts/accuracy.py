@@ -23,7 +23,7 @@ from wasabi import msg
 
 from scripts.benchmark import BENCH, choose, label_names, machine, read_docs, split_sentences, wordpieces
 from scripts.evaluate import create_examples, measure, predict
-from scripts.steps import StepError, read_json, run, sha256, write_json
+from scripts.steps import StepError, made, read_json, run, sha256, write_json, writes
 from scripts.train import digest, find_trained, prepare
 
 OURS, USUAL = "ours", "usual fine-tune"
@@ -38,6 +38,7 @@ SAMPLES = 2000  # of the bootstrap
 CONDITIONS = ("gold_sentences", "predicted_sentences", "lower", "upper", "raw")
 
 
+@writes("metrics", "accuracy.json")
 def accuracy(
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
     folder: Annotated[Path, typer.Argument(help="Folder of the run, where train keeps its models")],
@@ -54,8 +55,7 @@ def accuracy(
 ) -> None:
     """Train and score the pipeline, its variants and the usual fine-tune, with several seeds each."""
     import_code(code)
-    for path in (folder, metrics):
-        path.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     names = choose([OURS, USUAL, *list(VARIANTS)[1:]], only)
     settings: dict[str, Any] = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words}
     path = metrics / "accuracy.json"
@@ -94,6 +94,7 @@ def write_variant(config: Path, overrides: dict[str, Any], path: Path) -> Path:
     """Write a config with other values. RETURNS (Path): It, or the config itself where there are none."""
     if not overrides:
         return config
+    made(path.parent, path.name)
     load_config(config, overrides=overrides, interpolate=False).to_disk(path)
     return path
 

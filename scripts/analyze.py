@@ -16,14 +16,14 @@ import typer
 from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 from spacy.cli._util import import_code, setup_gpu
-from spacy.tokens import Doc, DocBin, Span
+from spacy.tokens import Doc, Span
 from spacy.training import Example
 from wasabi import msg
 
 from scripts.accuracy import bootstrap, f_score, interval
 from scripts.evaluate import BINS, create_examples, judge, predict
 from scripts.explore import CONTEXT, EXAMPLES, KINDS, LENGTHS, draw_matrix, kind_of, save_figures
-from scripts.steps import StepError, read_json, run, sha256, write_json
+from scripts.steps import StepError, read_docs, read_json, run, sha256, staged, write_json, writes
 from scripts.train import CURVES, score_tags
 
 ERRORS = ("type", "boundary", "both", "missed", "spurious")
@@ -39,6 +39,7 @@ class Entity(NamedTuple):
     label: str
 
 
+@writes("metrics")
 def analyze(
     model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
     corpus: Annotated[Path, typer.Argument(help="Folder with train.spacy, dev.spacy, test.spacy", exists=True)],
@@ -58,7 +59,7 @@ def analyze(
         for split in tqdm.tqdm(("dev", "test"), desc="tags", unit="split", disable=None)
     }
     predict(nlp, examples)
-    train = list(DocBin().from_disk(corpus / "train.spacy").get_docs(nlp.vocab))
+    train = read_docs(corpus / "train.spacy", nlp.vocab)
     errors, worst = find_errors(examples)
     result = {
         "model": read_json(model / "origin.json").get("made_from", {}),
@@ -73,13 +74,13 @@ def analyze(
         "calibration": judge_scores(examples),
         "curves": list(srsly.read_jsonl(model / CURVES)) if (model / CURVES).exists() else [],
     }
-    metrics.mkdir(parents=True, exist_ok=True)
-    write_json(metrics / "analysis.json", result)
     disagreements = sorted(worst["spurious"] + worst["type"] + worst["boundary"] + worst["both"], key=_less_sure)
     quoted: dict[str, Any] = {"most_confident_disagreements": disagreements[:EXAMPLES]}
     quoted["errors"] = {kind: found[:EXAMPLES] for kind, found in worst.items()}
-    write_json(metrics / "analysis-examples.json", quoted)  # which quote the corpus, so git ignores them
-    save_figures(FIGURES, result, metrics / "figures" / "analysis")
+    with staged(metrics, "figures/analysis", "analysis-examples.json", "analysis.json") as new:
+        save_figures(FIGURES, result, new / "figures" / "analysis")
+        write_json(new / "analysis-examples.json", quoted)  # which quote the corpus, so git ignores them
+        write_json(new / "analysis.json", result)
     show(result)
     msg.good(f"Wrote {metrics / 'analysis.json'} and {len(FIGURES)} figures")
 

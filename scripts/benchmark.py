@@ -40,7 +40,9 @@ from scripts.steps import (
     python_elsewhere,
     read_json,
     run,
+    sha256,
     write_json,
+    writes,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -903,8 +905,9 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+@writes("metrics", "speed.json", "speed.svg")
 def speed(
-    dist: Annotated[Path, typer.Argument(help="Folder with the wheel", exists=True)],
+    packages: Annotated[Path, typer.Argument(help="Folder of the run's packages; the newest is taken", exists=True)],
     model: Annotated[Path, typer.Argument(help="The pipeline it was made from", exists=True)],
     corpus: Annotated[Path, typer.Argument(help="Folder with dev.spacy", exists=True)],
     encoder: Annotated[Path, typer.Argument(help="Folder of the encoder", exists=True)],
@@ -917,12 +920,12 @@ def speed(
 ) -> None:
     """Measure how fast the installed wheel annotates, beside other ways to use its encoder."""
     names = choose(SPEED, only)
-    metrics.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         target = folder / "target"
         job = make_job(corpus / "dev.spacy", documents, folder, encoder)
-        job.package = install(newest_wheel(dist), target)
+        wheel = newest_wheel(packages)
+        job.package = install(wheel, target)
         job.model = str(model.resolve())
         write_json(folder / "job.json", asdict(job))
         commands = {name: worker_command("speed", name, folder / "job.json", peers) for name in names}
@@ -936,6 +939,7 @@ def speed(
             "reference": REFERENCE,
             "default_precision": default_precision(),
             "machine": machine(),
+            "made_from": {"wheel": sha256(wheel), "encoder": sha256(encoder), "dev": sha256(corpus / "dev.spacy")},
             "model": read_json(model / "origin.json").get("made_from", {}),
             "contenders": contenders,
         }
@@ -954,6 +958,7 @@ def speed(
     msg.good(f"Wrote {metrics / 'speed.json'}")
 
 
+@writes("metrics", "service.json")
 def service(
     model: Annotated[Path, typer.Argument(help="The pipeline", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="Folder for service.json")],
@@ -961,7 +966,6 @@ def service(
     seconds: Annotated[float, typer.Option(help="For how long")] = 60,
 ) -> None:
     """Measure how the service bears many clients who ask for the entities of a sentence again and again."""
-    metrics.mkdir(parents=True, exist_ok=True)
     with start_service(model) as (address, process):
         press(address, clients, min(5, seconds))  # afterwards memory should not grow any more
         before = memory_of(process.pid)
@@ -1060,6 +1064,7 @@ def default_precision() -> str:
     return resolve_precision("auto", False)
 
 
+@writes("metrics", "training.json", "training-full.json")
 def training(
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
     corpus: Annotated[Path, typer.Argument(help="Folder with train.spacy, dev.spacy", exists=True)],
@@ -1074,8 +1079,9 @@ def training(
     """Measure how fast this project's config trains, beside spaCy's own and Hugging Face's."""
     import spacy
 
+    from scripts.train import prepare
+
     names = choose(TRAINING, only)
-    metrics.mkdir(parents=True, exist_ok=True)
     path = metrics / ("training-full.json" if epochs else "training.json")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -1092,6 +1098,7 @@ def training(
             "sentences": len(job.sentences),
             "epochs": epochs,
             "machine": machine(),
+            "made_from": prepare(config, corpus, encoder, code, str(epochs) if epochs else "auto")[0],
             "contenders": {},
         }
         contenders: dict[str, dict[str, Any]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,10 @@ from spacy.language import Language
 from spacy.scorer import PRFScore
 from wasabi import msg
 
-from scripts.steps import StepError, read_json, run, write_json
+from scripts.steps import StepError, read_json, run, write_json, writes
 
 
+@writes("metrics", "concepts.json")
 def concepts(
     model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
     marked: Annotated[Path, typer.Argument(help="JSONL with split, text and spans: start, end, label", exists=True)],
@@ -26,10 +28,11 @@ def concepts(
     """Score the concepts of a pipeline."""
     setup_gpu(gpu_id, silent=True)
     import_code(code)
-    scores = score_concepts(spacy.load(model), list(srsly.read_jsonl(marked)))
-    metrics.mkdir(parents=True, exist_ok=True)
+    rows = list(srsly.read_jsonl(marked))
+    scores = score_concepts(spacy.load(model), rows)
     made_from = read_json(model / "origin.json").get("made_from", {})
-    write_json(metrics / "concepts.json", {"labels": scores, "model": made_from})
+    sentences = Counter(row["split"] for row in rows)
+    write_json(metrics / "concepts.json", {"labels": scores, "sentences": sentences, "model": made_from})
     for split, labels in scores.items():
         msg.good(f"{split}: " + ", ".join(f"{label} F {100 * part['f']:.1f}" for label, part in labels.items()))
 

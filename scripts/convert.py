@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from spacy.tokens import Doc, DocBin, Span, SpanGroup
 from spacy.vocab import Vocab
 from wasabi import msg
 
-from scripts.steps import SPLITS, StepError, claim, read_json, run, sha256, staged, write_json
+from scripts.steps import SPLITS, StepError, claim, read_json, run, sha256, staged, write_json, writes
 
 COLUMNS = {
     2: "token, entity",
@@ -26,7 +27,10 @@ COLUMNS = {
 ABSENT = {"_", "-", "-X-"}  # what corpora write where a column has no value
 MARK = "-DOCSTART-"
 SENTENCES_PER_DOC = 10  # of a corpus that marks no documents; as `spacy convert -n 10`
-DOCS_FOR_DEBUG = 100  # `spacy debug data` refuses a smaller training corpus
+FEWEST_DOCS = 100  # of train, below which `spacy debug data` finds a corpus too small
+LONGEST = 200  # characters of a tag; a longer one is not one
+PACKED = {b"\x1f\x8b": ("gzip", "gunzip"), b"PK\x03\x04": ("zip", "unzip"), b"BZh": ("bzip2", "bunzip2")}
+WIDE = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # how files begin in which a letter is two bytes
 
 
 class Token(NamedTuple):
@@ -47,10 +51,12 @@ class Conll:
     """The contents of a CoNLL file, and what was found on the way.
 
     documents (list[Document]): Never empty; nor are its documents and their sentences.
-    marked (bool): Whether -DOCSTART- lines separate the documents. If not, there is one document.
+    marked (bool): Whether there are -DOCSTART- lines. If not, there is one document.
     columns (int): 2, 3 or 4.
-    schemes (dict[str, str]): "IOB1", "IOB2" or "mixed", of the entities and, with 4 columns, of the chunks.
-    stray (dict[str, list[int]]): Line numbers of spans that begin with I- where the file's scheme, IOB2, wants B-.
+    schemes (dict[str, str]): "IOB1", "IOB2", "BIOES", "BILUO" or "mixed", of the entities and, with 4 columns, of the
+        chunks.
+    stray (dict[str, list[int]]): Line numbers of spans that begin with what continues or ends one, though others begin
+        as they should.
     repaired (dict[str, int]): What was dirty or missing and how often, by name.
     """
 
@@ -65,8 +71,9 @@ class Conll:
 def read_conll(path: Path) -> Conll:
     """Read a CoNLL file: 2 to 4 columns (see COLUMNS) separated by spaces or tabs, blank lines between sentences.
 
-    A byte-order mark, CRLF, blank lines more than needed and a missing last newline are understood. IOB1 and IOB2 are
-    told apart by whether spans begin with I- or B- (Tjong Kim Sang & Veenstra 1999) and normalised to IOB2.
+    Byte-order marks, CRLF, blank lines more than needed and a missing last newline are understood. IOB1 and IOB2 are
+    told apart by whether spans begin with I- or B- (Tjong Kim Sang & Veenstra 1999); these, BIOES and BILUO are
+    normalised to IOB2. A row whose token is -DOCSTART- begins a document, unless it is marked as part of an entity.
 
     path (Path): A file in UTF-8.
     RAISES (StepError): If the file is not like that, naming the line.
@@ -75,14 +82,20 @@ def read_conll(path: Path) -> Conll:
     marked = False
     documents: list[list[list[tuple[int, list[str]]]]] = [[[]]]
     text = _decode(path)
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+    inside = invisible = 0
+    for number, line in enumerate(text.replace("\ufeff", "").split("\n"), start=1):
         line = line.strip(" \r")
         if not line or line.isspace():
             documents[-1].append([])
             continue
         cells = line.split("\t") if "\t" in line else re.split(" +", line)
-        if cells[0].startswith(MARK):
+        if not line.isascii():
+            visible = [cells[0], *map(_strip_invisible, cells[1:])]
+            invisible += sum(map(len, cells)) - sum(map(len, visible))
+            cells = visible
+        if cells[0] == MARK and not _TAG.match(cells[-1]):
             marked = True
+            inside += bool(documents[-1][-1])
             documents.append([[]])
             continue
         columns = columns or len(cells)
@@ -94,8 +107,10 @@ def read_conll(path: Path) -> Conll:
         raise StepError(f"{path} holds no sentence.", "Check that this is the right file and that it was copied whole.")
     conll = Conll([], marked, columns)
     conll.repaired = {
-        "byte-order mark, removed": int(text.startswith("\ufeff")),
+        "byte-order mark, removed": text.count("\ufeff"),
         "line ends of Windows, removed": text.count("\r\n"),
+        "invisible character in a tag, removed": invisible,
+        f"{MARK} without a blank line before, read as one": inside,
         "part of speech missing": _count_absent(sentences, 1) if columns > 2 else 0,
         "chunk missing": _count_absent(sentences, 2) if columns == 4 else 0,
     }
@@ -122,6 +137,16 @@ def read_conll(path: Path) -> Conll:
 
 def _decode(path: Path) -> str:
     data = path.read_bytes()
+    for start, (kind, command) in PACKED.items():
+        if data.startswith(start):
+            raise StepError(f"{path} is packed ({kind}).", f"Unpack it first: {command} {path.name}")
+    encoding = WIDE.get(data[:2], "" if b"\0" not in data else "utf-16-le" if b"\0" in data[1:2] else "utf-16-be")
+    if encoding:
+        line = data.count(b"\n", 0, data.find(b"\0")) + 1
+        raise StepError(
+            f"{path}, line {line}: a zero byte, as in files in UTF-16.",
+            f"If it is UTF-16: iconv -f {encoding} -t utf8 {path.name} > {path.stem}.utf8; if not, it was damaged.",
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -130,6 +155,14 @@ def _decode(path: Path) -> str:
             f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}).",
             f"Convert the file first, for example: iconv -f latin1 -t utf8 {path.name} > {path.stem}.utf8",
         ) from error
+
+
+_TAG = re.compile("[BIESLU]-.")
+
+
+def _strip_invisible(tag: str) -> str:
+    """A tag without characters that nobody sees: zero-width ones, marks of direction."""
+    return "".join(letter for letter in tag if unicodedata.category(letter) != "Cf")
 
 
 def _count_absent(sentences: list[list[tuple[int, list[str]]]], column: int) -> int:
@@ -149,6 +182,13 @@ def _check_cells(cells: list[str], columns: int, path: Path, number: int) -> Non
             f"{path}, line {number}: an empty cell, or white space inside one.",
             "Give every column a value: _ where there is none. A token cannot be white space only.",
         )
+    for cell in cells[1:]:
+        if len(cell) > LONGEST or not cell.isprintable():
+            what = f"{len(cell):,} characters" if len(cell) > LONGEST else "a control character"
+            raise StepError(
+                f"{path}, line {number}: {what} in the tag {cell[:20]!r}.",
+                f"Tags are at most {LONGEST} printable characters: the file was damaged, or its columns are others.",
+            )
 
 
 def _normalise(
@@ -156,6 +196,7 @@ def _normalise(
 ) -> dict[int, str]:
     """The IOB2 tag of each line. Notes in `conll` which scheme was found."""
     opened: dict[str, list[int]] = {"B": [], "I": []}  # lines where a span opens and nothing of its type goes before
+    ends = set()  # what the file has of the tags that only BIOES and BILUO have
     tags = {}
     for sentence in sentences:
         previous = "O"
@@ -165,18 +206,27 @@ def _normalise(
                 tags[number] = ""
                 previous = "O"
                 continue
-            if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
+            if tag != "O" and not _TAG.match(tag):
                 raise StepError(
                     f"{path}, line {number}: {name} tag {tag!r} is neither O nor B-TYPE nor I-TYPE.",
-                    "Write the column in IOB1 or IOB2; from BIOES or BILUO, S- and U- become B-, E- and L- become I-.",
+                    "Write the column in IOB1, IOB2, BIOES or BILUO.",
                 )
-            tags[number] = tag
-            if tag != "O" and (previous == "O" or previous[2:] != tag[2:]):
-                opened[tag[0]].append(number)
-                tags[number] = f"B-{tag[2:]}"
-            previous = tag
-    conll.schemes[name] = "IOB2" if not opened["I"] else "IOB1" if not opened["B"] else "mixed"
-    conll.stray[name] = opened["I"] if conll.schemes[name] == "mixed" else []
+            first, label = tag[0], tag[2:]
+            ended = first in "ESLU"
+            if ended:
+                ends.add(first)
+                first = "I" if first in "EL" else "B"
+            tags[number] = tag if tag == "O" else f"{first}-{label}"
+            if tag != "O" and (previous == "O" or previous[2:] != label):
+                opened[first].append(number)
+                tags[number] = f"B-{label}"
+            previous = "O" if ended else tag
+    if ends:
+        scheme = "BIOES" if ends <= {"E", "S"} else "BILUO" if ends <= {"L", "U"} else "mixed"
+    else:
+        scheme = "IOB2" if not opened["I"] else "IOB1" if not opened["B"] else "mixed"
+    conll.schemes[name] = scheme
+    conll.stray[name] = [] if scheme == "IOB1" else opened["I"]
     conll.repaired[f"{name} that begins with I-, read as B-"] = len(opened["I"])
     return tags
 
@@ -237,11 +287,12 @@ def _span(doc: Doc, tokens: list[Token], start: int) -> Span:
 
 
 def group(document: Document) -> list[Document]:
-    """Cut the sentences of a corpus without documents into groups that still number DOCS_FOR_DEBUG if possible."""
-    size = max(1, min(SENTENCES_PER_DOC, len(document) // DOCS_FOR_DEBUG))
+    """Cut the sentences of a corpus without documents into groups that still number FEWEST_DOCS if possible."""
+    size = max(1, min(SENTENCES_PER_DOC, len(document) // FEWEST_DOCS))
     return [document[i : i + size] for i in range(0, len(document), size)]
 
 
+@writes("corpus")
 def convert(
     assets: Annotated[Path, typer.Argument(help="Folder with train.conll, dev.conll and test.conll", exists=True)],
     corpus: Annotated[Path, typer.Argument(help="Folder for the .spacy files and origin.json", file_okay=False)],
@@ -249,23 +300,28 @@ def convert(
     """Convert a corpus in CoNLL columns to DocBin."""
     claim(corpus, "origin.json")
     splits = {split: read_conll(assets / f"{split}.conll") for split in SPLITS}
+    separated = any(len(conll.documents) > 1 for conll in splits.values())  # a mark at the head alone separates nothing
     counts: dict[str, dict[str, Any]] = {}
     vocab = spacy.blank("en").vocab
-    with staged(corpus) as folder:
+    with staged(corpus, *(f"{split}.spacy" for split in SPLITS), "origin.json") as folder:
         for split, conll in splits.items():
-            documents = conll.documents if conll.marked else group(conll.documents[0])
+            marked = conll.marked and separated
+            documents = conll.documents if marked else group(conll.documents[0])
             counts[split] = count(documents) | {
                 "columns": COLUMNS[conll.columns].split(", "),
-                "documents_marked": conll.marked,
+                "documents_marked": marked,
                 "schemes": conll.schemes,
                 "repaired": conll.repaired,
             }
             for name, lines in conll.stray.items():
                 if lines:
                     msg.warn(
-                        f"{assets / split}.conll, line {lines[0]}: {name} begins with I- though the file is in IOB2; "
-                        f"read as B-, here and {len(lines) - 1} more times."
+                        f"{assets / split}.conll, line {lines[0]}: {name} continues though none has begun; "
+                        f"read as its beginning, here and {len(lines) - 1} more times."
                     )
+            for what, number in conll.repaired.items():
+                if number and what.startswith(("invisible", MARK)):
+                    msg.warn(f"{assets / split}.conll: {what}: {number}.")
             docs = (make_doc(vocab, document) for document in documents)
             bar = tqdm.tqdm(docs, desc=split, total=len(documents), unit="doc", disable=None)
             DocBin(store_user_data=True, docs=bar).to_disk(folder / f"{split}.spacy")
@@ -276,10 +332,10 @@ def convert(
             if labels[split] - labels["train"]:
                 unseen = ", ".join(sorted(labels[split] - labels["train"]))
                 msg.warn(f"{assets}/{split}.conll has labels that training never sees: {unseen}")
-        if counts["train"]["documents"] < DOCS_FOR_DEBUG:
+        if counts["train"]["documents"] < FEWEST_DOCS:
             msg.warn(
-                f"Only {counts['train']['documents']} training documents; `spacy debug data` wants {DOCS_FOR_DEBUG}.",
-                "Annotate more, or leave out -DOCSTART- lines, or run the steps after `debug` one by one.",
+                f"Only {counts['train']['documents']} training documents; spaCy recommends {FEWEST_DOCS} at least.",
+                "All steps work; with more of them the pipeline will be better, and its scores surer.",
             )
         files = {split: sha256(folder / f"{split}.spacy") for split in SPLITS}
         origin = read_json(assets / "corpus.json")

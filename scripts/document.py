@@ -38,6 +38,7 @@ def results(runs: list[Path]) -> str:
     RAISES (StepError): If one has no results.
     """
     rows, conditions, labels = [], [], []
+    wanted = ""
     for path in runs:
         names = ("test", "evaluation", "package", "concepts")
         test, evaluation, package, marked = (read_json(path / f"{name}.json") for name in names)
@@ -59,6 +60,7 @@ def results(runs: list[Path]) -> str:
         )
         tested = evaluation["test"]
         calibration = tested["calibration"]
+        wanted = f"{100 * calibration['wanted']:g}%"
         figures = [percent(tested[name]["ents_f"]) for name in ("gold_sentences", "lower", "upper", "raw")]
         figures += [percent(tested["raw"][name]) for name in ("token_f", "plain_token_f")]
         figures += [f"{calibration['expected_calibration_error']:.3f}", f"{calibration['threshold']:.2f}"]
@@ -70,7 +72,8 @@ def results(runs: list[Path]) -> str:
             f"{label} {' / '.join(percent(scores[key]) for key in ('precision', 'recall', 'f'))}"
             for label, scores in marked["labels"]["test"].items()
         )
-        labels.append(f"- `{path.name}`, concepts in 30 sentences marked by hand and held out: {concepts}.")
+        held_out = f"{marked['sentences']['test']} sentences marked by hand and held out"
+        labels.append(f"- `{path.name}`, concepts in {held_out}: {concepts}.")
     return "\n".join(
         [
             "| run | corpus | encoder | dev F | dev F, gold sentences | test F | test F, gold sentences | sentences F "
@@ -79,7 +82,8 @@ def results(runs: list[Path]) -> str:
             *rows,
             "",
             "| run, test | F, gold sentences | all lower case | ALL UPPER CASE | raw text | F of its tokens "
-            "| by spaCy's own rules | calibration error | threshold for 97% on dev | precision there | recall there |",
+            f"| by spaCy's own rules | calibration error | threshold for {wanted} on dev | precision there "
+            "| recall there |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
             *conditions,
             "",

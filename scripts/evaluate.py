@@ -19,7 +19,7 @@ from spacy.training import Example
 from spacy.util import registry
 
 from scripts.functions import recase
-from scripts.steps import StepError, find_entity_texts, read_json, run, write_json
+from scripts.steps import StepError, find_entity_texts, read_json, run, write_json, writes
 
 SCORES = ("ents_p", "ents_r", "ents_f", "ents_per_type", "sents_f", "tag_acc")
 PRECISION = 0.97  # which a user may want at least, and dev chooses a threshold of the score for
@@ -27,6 +27,7 @@ CONFIDENCE = 1.645  # standard errors: one can be 95% sure of it
 BINS = 10
 
 
+@writes("metrics", "evaluation.json", "test.json")  # the second by `spacy evaluate`, afterwards
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
     corpus: Annotated[Path, typer.Argument(help="Folder with dev.spacy, test.spacy and origin.json", exists=True)],
@@ -39,7 +40,6 @@ def evaluate(
     setup_gpu(gpu_id, silent=True)
     import_code(code)
     nlp = spacy.load(model)
-    metrics.mkdir(parents=True, exist_ok=True)
     corpus_origin, encoder_origin = read_json(corpus / "origin.json"), read_json(encoder)
     write_json(
         metrics / "evaluation.json",
@@ -84,6 +84,7 @@ def measure(nlp: Language, corpus: Path) -> dict[str, Any]:
                     chosen, entities = scores >= threshold, sum(len(example.reference.ents) for example in examples)
                     result["calibration"] = {
                         "expected_calibration_error": calibration_error(scores, right),
+                        "wanted": PRECISION,
                         "threshold": threshold,
                         "precision": float(right[chosen].mean()) if chosen.any() else None,
                         "recall": float(right[chosen].sum()) / entities if entities else None,
@@ -100,7 +101,7 @@ def create_examples(nlp: Language, path: Path, condition: str) -> Iterator[Examp
     condition (str): The condition.
     YIELDS (Example): What is to be predicted and what is right. For raw, tokens differ and the text is the same.
     """
-    for example in registry.readers.get("bert_ner.Corpus.v1")(path, condition != "predicted_sentences")(nlp):
+    for example in registry.readers.get("bert_ner.Corpus.v2")(path, condition != "predicted_sentences")(nlp):
         if condition == "raw":
             reference = create_raw_doc(example.reference)
             yield Example(nlp.make_doc(reference.text), reference)

@@ -15,11 +15,11 @@ import spacy
 import tqdm
 import typer
 from scipy.spatial.distance import jensenshannon  # type: ignore[import-untyped]
-from spacy.tokens import Doc, DocBin, Span
+from spacy.tokens import Doc, Span
 from transformers import AutoTokenizer
 from wasabi import msg
 
-from scripts.steps import SPLITS, read_json, run, write_json
+from scripts.steps import SPLITS, read_docs, read_json, run, staged, write_json, writes
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -33,6 +33,7 @@ CONTEXT = 8  # tokens on each side of what is quoted
 COLUMNS = 12  # of a figure; the JSON has all
 
 
+@writes("metrics")
 def explore(
     corpus: Annotated[Path, typer.Argument(help="Folder with the .spacy files and origin.json", exists=True)],
     encoder: Annotated[Path, typer.Argument(help="Folder of the encoder, for its tokenizer", exists=True)],
@@ -41,7 +42,7 @@ def explore(
     """Describe a corpus in figures, of both kinds."""
     origin = read_json(corpus / "origin.json")
     vocab = spacy.blank("en").vocab
-    splits = {split: list(DocBin().from_disk(corpus / f"{split}.spacy").get_docs(vocab)) for split in SPLITS}
+    splits = {split: read_docs(corpus / f"{split}.spacy", vocab) for split in SPLITS}
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     described = {split: describe(docs, tokenizer, split) for split, docs in splits.items()}
     odd, examples = find_oddities(splits)
@@ -54,10 +55,10 @@ def explore(
         "against_train": {split: compare(splits["train"], splits[split]) for split in SPLITS[1:]},
         "oddities": odd,
     }
-    metrics.mkdir(parents=True, exist_ok=True)
-    write_json(metrics / "corpus.json", result)
-    write_json(metrics / "corpus-examples.json", examples)  # which quote the corpus, so git ignores them
-    save_figures(FIGURES, result, metrics / "figures" / "corpus")
+    with staged(metrics, "figures/corpus", "corpus-examples.json", "corpus.json") as new:
+        save_figures(FIGURES, result, new / "figures" / "corpus")
+        write_json(new / "corpus-examples.json", examples)  # which quote the corpus, so git ignores them
+        write_json(new / "corpus.json", result)
     show(result)
     msg.good(f"Wrote {metrics / 'corpus.json'} and {len(FIGURES)} figures")
 
@@ -313,6 +314,13 @@ def save_figures(figures: dict[str, Callable[[dict[str, Any]], Any]], result: di
             plt.close(figure)
 
 
+def scale_log(axes: Any) -> None:
+    """Make the horizontal axis logarithmic, with plain numbers: those of matplotlib are markup, which STYLE shows."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    axes.xaxis.set_minor_formatter("")
+
+
 def draw_lengths(result: dict[str, Any]) -> Any:
     """Lengths of documents and sentences in tokens, and of documents in wordpieces."""
     names = list(result["splits"]["train"]["lengths"])
@@ -323,8 +331,8 @@ def draw_lengths(result: dict[str, Any]) -> Any:
             total = max(1, sum(histogram.values()))
             shares = [100 * number / total for number in histogram.values()]
             axes.plot([max(0.5, float(edge)) for edge in histogram], shares, "o-", label=split)
-        axes.set(xlabel=f"{name}, from", ylabel="share of the split, %", xscale="log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=f"{name}, from", ylabel="share of the split, %")
+        scale_log(axes)
     all_axes[0].legend()
     return figure
 
@@ -372,7 +380,8 @@ def draw_classes(result: dict[str, Any]) -> Any:
     classes = dict(list(result["splits"]["train"]["token_classes"].items())[: 2 * COLUMNS])
     figure, axes = plt.subplots(figsize=(6, 0.6 + 0.3 * len(classes)))
     axes.barh(list(classes)[::-1], list(classes.values())[::-1])
-    axes.set(xlabel="tokens of train", ylabel="class", xscale="log")
+    axes.set(xlabel="tokens of train", ylabel="class")
+    scale_log(axes)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from enum import StrEnum
@@ -10,19 +11,23 @@ from typing import Annotated, Any
 
 import spacy
 import typer
+from packaging.requirements import Requirement
 from spacy.cli._util import import_code
 from thinc.api import Config
 from wasabi import msg
 
-from scripts.steps import StepError, read_json, run, staged, write_json
+from scripts.steps import StepError, made, read_json, run, staged, write_json, writes
 
+RESEARCH = "research only"
+PYTHON = ">=3.11"
+NEEDED = ("spacy-transformers", "transformers", "torch", "numpy")  # by scripts/functions.py; spaCy names itself
 # What is known of corpora and encoders; others are named only.
 SOURCES: dict[str, dict[str, str]] = {
     "conll2003": {
         "name": "CoNLL-2003, English",
         "url": "https://www.clips.uantwerpen.be/conll2003/ner/",
         "author": "Erik F. Tjong Kim Sang and Fien De Meulder; texts by Reuters",
-        "license": "research only",
+        "license": RESEARCH,
     },
     "sample": {"name": "sample corpus of this project", "author": "the project", "license": "CC0-1.0"},
     "bert-base-uncased": {
@@ -93,22 +98,31 @@ class Weights(StrEnum):
     float16 = "float16"
 
 
+@writes("packages", "pipeline")
 def package(
     model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="With test.json, evaluation.json, analysis.json", exists=True)],
-    staging: Annotated[Path, typer.Argument(help="Folder for the copy that `spacy package` takes")],
+    packages: Annotated[Path, typer.Argument(help="Folder for pipeline/, the copy that `spacy package` takes")],
     name: Annotated[str, typer.Option(help="Name of the package, without en_")],
     version: Annotated[str, typer.Option(help="Version of the package")],
-    license: Annotated[str, typer.Option(help="Licence of the package")],
+    license: Annotated[str, typer.Option(help="Licence of the package, or auto: what corpus and encoder allow")],
     weights: Annotated[Weights, typer.Option(help="How the encoder's weights are saved")],
+    requirements: Annotated[Path, typer.Option(help="What the project needs, as pip reads it", exists=True)],
     code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
 ) -> None:
     """Copy a trained pipeline, with description, licence, sources, scores and a model card."""
+    if not re.fullmatch(r"[a-zA-Z0-9_]+", name) or not re.fullmatch(r"[0-9a-zA-Z.+!]+", version):
+        raise StepError(
+            f"A package cannot have the name {name!r} and the version {version!r}.",
+            "Use letters, digits and _ in the name, and numbers in the version: --vars.name mine --vars.version 1.0.0",
+        )
+    made(packages, f"en_{name}-{version}")  # by `spacy package`, afterwards
     test, evaluation, analysis = (read_json(metrics / f"{name}.json") for name in ("test", "evaluation", "analysis"))
     if not (test and evaluation and analysis):
         raise StepError(f"{metrics} lacks test.json, evaluation.json or analysis.json.", "Run evaluate and analyze.")
     corpus, encoder = (SOURCES.get(evaluation[key], {"name": evaluation[key]}) for key in ("corpus", "encoder"))
-    with staged(staging) as folder:
+    allowed = find_license(license, corpus, encoder)
+    with staged(packages / "pipeline") as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         if weights is Weights.float16:
             import_code(code)
@@ -121,14 +135,50 @@ def package(
         meta = read_json(folder / "meta.json") | {
             "name": name,
             "version": version,
-            "license": license,
+            "license": allowed,
+            "requirements": read_requirements(requirements),
             "description": f"Named entities in English, by {encoder['name']} fine-tuned on {corpus['name']}.",
             "sources": [corpus, encoder],
             "performance": {key: value for key, value in test.items() if key != "speed"},
         }
         write_json(folder / "meta.json", meta)
         (folder / "README.md").write_text(card(meta, test, evaluation, analysis), encoding="utf8")
-    msg.good(f"Prepared {staging}")
+    # Of the Python version spaCy's setup.py says nothing; setuptools reads that file too, and spaCy leaves it there
+    place = packages / f"en_{name}-{version}"
+    place.mkdir(exist_ok=True)
+    (place / "setup.cfg").write_text(f"[options]\npython_requires = {PYTHON}\n", encoding="utf8")
+    msg.good(f"Prepared {packages / 'pipeline'}")
+
+
+def read_requirements(path: Path) -> list[str]:
+    """What the code in the wheel imports, with the bounds that the project has for it.
+
+    path (Path): A requirements file.
+    """
+    lines = (line.partition("#")[0].strip() for line in path.read_text("utf8").splitlines())
+    known = {Requirement(line).name: line for line in lines if line}
+    return [known[name] for name in NEEDED]
+
+
+def find_license(asked: str, corpus: dict[str, str], encoder: dict[str, str]) -> str:
+    """The licence of a pipeline, which cannot allow more than those of its corpus and its encoder.
+
+    asked (str): A licence, or auto.
+    corpus, encoder (dict[str, str]): As in SOURCES.
+    RAISES (StepError): If what is asked for contradicts them.
+    """
+    bound = next((source for source in (corpus, encoder) if source.get("license") == RESEARCH), None)
+    if bound and asked not in ("auto", RESEARCH):
+        raise StepError(
+            f"The licence {asked} contradicts that of {bound['name']}: {RESEARCH}.",
+            f"Leave --vars.license at auto, which gives {RESEARCH}.",
+        )
+    if asked != "auto":
+        return asked
+    unknown = [source["name"] for source in (corpus, encoder) if "license" not in source]
+    if bound:
+        return RESEARCH
+    return f"see the licences of {' and '.join(unknown)}" if unknown else encoder["license"]
 
 
 def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any], analysis: dict[str, Any]) -> str:
@@ -192,17 +242,19 @@ def worth_of_scores(calibration: dict[str, Any]) -> str:
 
     calibration (dict[str, Any]): As the step evaluate writes it.
     """
+    wanted = f"{100 * calibration['wanted']:g}%"
     if calibration["precision"] is None:
-        return "Dev is sure of a precision of 97% at no score, or test has no entity with such a score."
+        return f"Dev is sure of a precision of {wanted} at no score, or test has no entity with such a score."
     precision, recall = percent(calibration["precision"]), percent(calibration["recall"])
     threshold = f"{calibration['threshold']:.2f}"
     return (
-        f"Down to {threshold}, which dev chooses for a precision of 97%, precision is {precision} and recall {recall}."
+        f"Down to {threshold}, which dev chooses for a precision of {wanted}, precision is {precision} "
+        f"and recall {recall}."
     )
 
 
 def _rows(rows: Iterable[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
 def interval_text(scores: dict[str, Any]) -> str:

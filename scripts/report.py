@@ -17,7 +17,7 @@ from scripts.application import highlight
 from scripts.explore import FIGURES as CORPUS_FIGURES
 from scripts.explore import rows_of
 from scripts.package import interval_text, percent, worth_of_scores
-from scripts.steps import SPLITS, StepError, read_json, run
+from scripts.steps import SPLITS, StepError, read_json, run, staged, writes
 
 NEEDED = {
     "corpus": "explore",
@@ -35,6 +35,7 @@ KINDS = {
 }
 
 
+@writes("metrics")
 def report(
     template: Annotated[Path, typer.Argument(help="Template of the page", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="Folder of the run's metrics; report.html is written there")],
@@ -54,7 +55,8 @@ def report(
             f"{metrics}/evaluation.json and analysis.json are of different models.", "Run evaluate, analyze."
         )
     page = render(template.read_text("utf8"), metrics, results)
-    (metrics / "report.html").write_text(page, encoding="utf8")
+    with staged(metrics, "report.html") as new:
+        (new / "report.html").write_text(page, encoding="utf8")
     msg.good(f"Wrote {metrics / 'report.html'} ({len(page.encode()) / 1e6:.1f} MB)")
 
 

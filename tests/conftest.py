@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import shutil
 import string
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ CORPUS = [  # documents of sentences of rows: token, part of speech, chunk, enti
     [["Kenya NNP B-NP B-LOC", "beat VBD B-VP O", "Peru NNP B-NP B-LOC", "Malta NNP B-NP B-LOC", "twice RB B-ADVP O"]],
 ]
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")  # before any test imports the hub's client
+# Before any test imports the libraries that read these. Threads that wait for each other sleep: those that spin take
+# four times the time as soon as other processes want the cores.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="PASSIVE")
 
 
 def write_corpus(folder: Path, text: str | None = None) -> Path:
@@ -105,7 +109,7 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"PER": "Mira Solberg", "LOC": "Turku", "ORG": "Norrvik Steel"}
     ruler: Any = nlp.add_pipe("entity_ruler")
     ruler.add_patterns([{"label": label, "pattern": name} for label, name in names.items()])
-    concepts: Any = nlp.add_pipe("bert_ner_concepts_v1", name="concepts")
+    concepts: Any = nlp.add_pipe("bert_ner_concepts_v2", name="concepts")
     concepts.add_patterns(create_concept_rules())
     folder = tmp_path_factory.mktemp("ruled")
     (folder / "training/ruled").mkdir(parents=True)
@@ -130,26 +134,108 @@ def copy_project(folder: Path) -> Path:
     """The project's own files, without anything generated, in another folder."""
     for name in ("assets/sample", "configs", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("project.yml", "requirements-minilm.txt", "README.md"):
+    for name in ("project.yml", "requirements.txt", "requirements-minilm.txt", "README.md"):
         shutil.copy(ROOT / name, folder)
     return folder
 
 
-def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder; a package build does not reach for an index."""
+def guard(seconds: float) -> float:
+    """How long a test waits until it calls something hung: many times what it takes, more on request."""
+    return seconds * float(os.environ.get("PYTEST_TIMEOUT_SCALE", "10"))
+
+
+BASE = {"PIP_NO_INDEX": "1", "COLUMNS": "200"}  # a package build does not reach for an index
+
+# By these a new process computes as on a lesser processor: oneDNN multiplies matrices, ATen does the rest.
+# torch.cpu.get_capabilities() asks the processor itself and does not follow them; resolve_precision does.
+PROCESSORS: dict[str, dict[str, str]] = {
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+    "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx512"},
+    "native": {},
+}
+
+
+def new_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python that starts from nothing in a folder: seconds of imports."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=os.environ | {"PIP_NO_INDEX": "1", "COLUMNS": "200"} | environment,
+        env=os.environ | BASE | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=guard(120),
     )
+
+
+# Processes are forked from one that has imported the large libraries and has done nothing else: each is as clean as a
+# new Python, without its seconds of imports. Nothing may use several threads there, since a fork takes none along.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    [
+        "tests.conftest",
+        "spacy.cli",
+        "spacy_transformers",
+        "transformers.models.bert.modeling_bert",
+        "transformers.models.bert.tokenization_bert_fast",
+        "transformers.models.auto.modeling_auto",
+        "torch",
+        "seqeval.metrics",
+    ]
+)
+
+
+def _become(module: str, arguments: list[str], folder: Path, environment: dict[str, str], output: str) -> None:
+    """Go on, in a forked process, as `python -m module` in a folder would; weasel's commands are forked in turn."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ.update(environment)
+    os.chdir(folder)
+
+    import weasel.cli.run
+
+    weasel.cli.run.run_command = _fork_command
+    _run(module, arguments)
+
+
+def _fork_command(command: list[str], *, capture: bool = False) -> None:
+    """What weasel does with a line of a script, the process being forked."""
+    if command[0] != sys.executable or command[1] != "-m":
+        raise ValueError(f"not a module of Python: {command}")
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(command[2], command[3:]))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(process.exitcode)
+
+
+def _run(module: str, arguments: list[str]) -> None:
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder: a module in a forked process, anything else, or another environment, in a new one."""
+    if environment or arguments[0] != "-m":
+        return new_python(*arguments, cwd=cwd, **environment)
+    with tempfile.TemporaryDirectory() as output:
+        target = (arguments[1], [*arguments[2:]], cwd, dict(os.environ) | BASE, output)
+        process = _SERVER.Process(target=_become, args=target)
+        process.start()
+        process.join(guard(120))
+        if process.is_alive():
+            process.kill()
+            process.join()
+        stdout, stderr = (Path(output, name).read_text("utf8") for name in ("stdout", "stderr"))
+    assert process.exitcode is not None and process.exitcode >= 0, f"{arguments}: {stdout}{stderr}"
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
 def words(output: str) -> str:
     """Output on one line: wasabi breaks messages wherever 80 columns are full."""
     return " ".join(output.split())
+
+
+Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Project:
@@ -159,42 +245,31 @@ class Project:
         self.folder = folder
         self.encoder = encoder
         self.output = ""
-        self.environment: dict[str, str] = {}
 
-    def run(self, command: str, run: str = "tiny", **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: str, run: str = "tiny", start: Start = python, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command or a workflow of project.yml.
+
+        command (str): Its name.
+        run (str): The run's name.
+        start (Start): How Python is run, in forked processes or in new ones.
+        **variables (str): Other variables of project.yml.
+        RETURNS (subprocess.CompletedProcess[str]): Exit code and output.
+        """
         settings = {"run": run, "source": "sample", "encoder": str(self.encoder), "epochs": "1"} | variables
         options = [part for key, value in settings.items() for part in (f"--vars.{key}", value)]
-        command_line = ("-m", "spacy", "project", "run", command, ".", *options)
-        return python(*command_line, cwd=self.folder, **self.environment)
+        return start("-m", "spacy", "project", "run", command, ".", *options, cwd=self.folder)
 
 
 @pytest.fixture(scope="session")
-def projects(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> list[Project]:
-    """`all`, run on the sample and on a corpus of one's own, at the same time: on one core most of it is imports."""
-    folders = [copy_project(tmp_path_factory.mktemp(name)) for name in ("project", "own")]
-    source = folders[1] / "source"
-    source.mkdir()
-    for split in ("train", "dev", "test"):  # two columns, tabs, own labels, no documents
-        rows = (ROOT / f"assets/sample/{split}.conll").read_text("utf8").splitlines()
-        pairs = [row.split() for row in rows if not row.startswith("-DOCSTART-")]
-        text = "\n".join(f"{row[0]}\t{row[3].replace('PER', 'person')}" if row else "" for row in pairs)
-        (source / f"{split}.txt").write_text(text, "utf8")
-    projects = [Project(folder, tiny_encoder) for folder in folders]
-    projects[1].environment["OMP_NUM_THREADS"] = "1"  # threads of two processes would wait for each other
-    own = {"run": "other", "source": str(source), "corpus": "mine", "name": "other"}
-    with ThreadPoolExecutor() as pool:
-        started = [pool.submit(projects[0].run, "all"), pool.submit(projects[1].run, "all", **own)]
-    for project, running in zip(projects, started, strict=True):
-        done = running.result()
-        assert done.returncode == 0, done.stdout + done.stderr
-        project.output = done.stdout
-    return projects
-
-
-@pytest.fixture(scope="session")
-def project(projects: list[Project]) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Project:
     """`all` of the sample, for tests that only look at it."""
-    return projects[0]
+    project = Project(copy_project(tmp_path_factory.mktemp("project")), tiny_encoder)
+    done = project.run("all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    project.output = done.stdout
+    return project
 
 
 @pytest.fixture

@@ -47,6 +47,7 @@ def test_a_gain_is_that_of_the_same_seeds() -> None:
     assert summarize(runs)[USUAL]["gain"] == {"mean": 0.5, "se": None, "interval": [0.5, 0.5]}
 
 
+@pytest.mark.slow
 def test_variants_are_trained_aside_and_found_again(changeable: Project, tmp_path: Path) -> None:
     folders = [changeable.folder / name for name in ("training/tiny", "corpus/tiny")]
     paths = [ROOT / "configs/bert.cfg", *folders, changeable.encoder, tmp_path]

@@ -18,6 +18,7 @@ def test_the_scores_of_a_run_are_those_of_the_marked_sentences(project: Project)
     for split in ("dev", "test"):
         for label in ("actor", "factor", "mechanism"):
             marked = [span for row in rows if row["split"] == split for span in row["spans"] if span["label"] == label]
+            assert record["sentences"][split] == sum(row["split"] == split for row in rows)
             assert record["labels"][split][label]["spans"] == len(marked)
             assert 0 <= record["labels"][split][label]["f"] <= 1
     assert record["model"] == read_json(project.folder / "training/tiny/model-best/origin.json")["made_from"]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import random
 import string
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,10 @@ from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 from spacy.scorer import Scorer
 from spacy.tokens import Doc, DocBin
-from spacy.training import Example
+from spacy.training import Example, iob_to_biluo
 
 from scripts.convert import Conll, Document, Token, convert, count, group, make_doc, read_conll, write_conll
-from scripts.steps import SPLITS, StepError, read_json
+from scripts.steps import SPLITS, StepError, read_json, sha256
 from tests.conftest import CORPUS, ROOT, write_corpus
 
 IOB1 = """-DOCSTART- -X- O O
@@ -85,10 +87,69 @@ def test_what_is_repaired_or_missing_is_counted(tmp_path: Path) -> None:
         "line ends of Windows, removed": 3,
         "part of speech missing": 2,
         "chunk missing": 1,
+        "invisible character in a tag, removed": 0,
+        "-DOCSTART- without a blank line before, read as one": 0,
         "entity that begins with I-, read as B-": 2,
         "chunk that begins with I-, read as B-": 1,
     }
     assert set(read(tmp_path, "Peru B-LOC\n").repaired.values()) == {0}
+
+
+@pytest.mark.parametrize("letters", ["BIES", "BILU"])
+def test_bioes_and_biluo_are_read(tmp_path: Path, letters: str) -> None:
+    begin, inside, end, single = list(letters)
+    text = f"a {begin}-X\nb {inside}-X\nc {end}-X\nd {single}-X\ne {begin}-EU-L-x\nf {end}-EU-L-x\ng O\n"
+    conll = read(tmp_path, text)
+    assert tags(conll) == ["B-X", "I-X", "I-X", "B-X", "B-EU-L-x", "I-EU-L-x", "O"]
+    assert conll.schemes == {"entity": "BIOES" if letters == "BIES" else "BILUO"} and conll.stray == {"entity": []}
+    conll = read(tmp_path, f"a {single}-X\nb {inside}-X\nc {end}-X\nd {end}-X\n")  # nothing goes on after an end
+    assert tags(conll) == ["B-X", "B-X", "I-X", "B-X"] and conll.stray == {"entity": [2, 4]}
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), st.sampled_from(["IOB1", "BILUO", "BIOES"]))
+def test_every_scheme_says_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, scheme: str) -> None:
+    """A column in IOB2 gives the same tags when it is written in another scheme."""
+    expected = data.draw(iob2(8))
+    written = iob_to_biluo(expected)
+    if scheme == "BIOES":
+        written = [{"L": "E", "U": "S"}.get(tag[0], tag[0]) + tag[1:] for tag in written]
+    elif scheme == "IOB1":
+        pairs = zip(["O", *expected], expected, strict=False)
+        written = [f"I{tag[1:]}" if tag != "O" and before[1:] != tag[1:] else tag for before, tag in pairs]
+    path = tmp_path_factory.getbasetemp() / "scheme.conll"
+    path.write_text("".join(f"t {tag}\n" for tag in written), encoding="utf8")
+    assert tags(read_conll(path)) == expected
+
+
+def test_marks_are_told_from_tokens_and_what_is_odd_is_counted(tmp_path: Path) -> None:
+    conll = read(tmp_path, "-DOCSTART- B-PER\n-DOCSTART-foo B-LOC\na O\n-DOCSTART- O\nb O\n\n-DOCSTART- O\n\nc O\n")
+    found = [[[token.text for token in sentence] for sentence in document] for document in conll.documents]
+    assert found == [[["-DOCSTART-", "-DOCSTART-foo", "a"]], [["b"]], [["c"]]] and conll.marked
+    assert conll.repaired["-DOCSTART- without a blank line before, read as one"] == 1
+
+
+def test_invisible_characters_are_removed_and_counted(tmp_path: Path) -> None:
+    conll = read(tmp_path, "\ufeffa B-PER\u200b\n\ufeffb \u200eI-PER\nन\u200dx B-LOC\n")
+    assert conll.documents == [[[Token("a", "B-PER"), Token("b", "I-PER"), Token("न\u200dx", "B-LOC")]]]
+    assert conll.repaired["byte-order mark, removed"] == 2
+    assert conll.repaired["invisible character in a tag, removed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ("a O\n".encode("utf-16"), "iconv -f utf-16 -t utf8 some.conll"),
+        ("a O\n".encode("utf-16-le"), "iconv -f utf-16-le -t utf8"),
+        ("a O\n".encode("utf-16-be"), "iconv -f utf-16-be -t utf8"),
+        (gzip.compress(b"a O\n"), "gunzip some.conll"),
+    ],
+    ids=["utf-16", "utf-16-le", "utf-16-be", "gzip"],
+)
+def test_files_of_another_kind_get_advice_that_helps(tmp_path: Path, data: bytes, remedy: str) -> None:
+    with pytest.raises(StepError) as error:
+        read(tmp_path, data)
+    assert remedy in error.value.remedy
 
 
 def test_columns(tmp_path: Path) -> None:
@@ -105,13 +166,18 @@ def test_columns(tmp_path: Path) -> None:
         ("Turku NNP B-NP B-LOC\nis VBZ B-VP O O\n", 2, "5 columns where the first row has 4"),
         ("Turku\n", 1, "1 column where 2 to 4 are understood"),
         ("\n\nTurku a b c d B-LOC\n", 3, "6 columns where 2 to 4 are understood"),
-        ("Turku S-LOC\n", 1, "'S-LOC' is neither O nor B-TYPE nor I-TYPE"),
+        ("Turku X-LOC\n", 1, "'X-LOC' is neither O nor B-TYPE nor I-TYPE"),
         ("Turku LOC\n", 1, "'LOC'"),
         ("Turku B-\n", 1, "'B-'"),
         ("Turku NNP NP B-LOC\n", 1, "chunk tag 'NP'"),
         ("a O\n\tO\n", 2, "empty cell"),
         ("\u2003\tO\n", 1, "empty cell"),
         (b"a O\nM\xfcller O\n", 2, "not UTF-8 (byte 0xfc)"),
+        ("a O\nb\0 O\n", 2, "a zero byte"),
+        ("a O\nb B-\x07\n", 2, "a control character in the tag"),
+        ("a O\nb B-\u200b\n", 2, "'B-'"),
+        (f"a O\nb B-{'x' * 100_000}\n", 2, "100,002 characters in the tag"),
+        ("a NNP B-NP O\n\n-DOCSTART- B-PER\n", 3, "2 columns where the first row has 4"),
     ],
 )
 def test_bad_input_names_file_and_line(tmp_path: Path, text: str | bytes, line: int, words: str) -> None:
@@ -145,7 +211,10 @@ def test_any_file_gives_documents_or_a_clear_error(tmp_path_factory: pytest.Temp
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1).filter(
-    lambda word: not word.startswith(("-DOCSTART-", "\ufeff")) and word not in {"_", "-", "-X-"} and not word.isspace()
+    lambda word: "\ufeff" not in word and word not in {"_", "-", "-X-", "-DOCSTART-"} and not word.isspace()
+)
+parts_of_speech = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=200).filter(
+    lambda tag: tag not in {"_", "-", "-X-"}
 )
 labels = st.sampled_from(["PER", "LOC", "X-Y", "été"])
 
@@ -167,7 +236,8 @@ def documents(draw: st.DrawFn) -> list[Document]:
         tokens = draw(st.lists(words, min_size=1, max_size=5))
         columns = [tokens, draw(iob2(len(tokens)))]
         if wide:
-            columns += [draw(st.lists(words, min_size=len(tokens), max_size=len(tokens))), draw(iob2(len(tokens)))]
+            of_speech = st.lists(parts_of_speech, min_size=len(tokens), max_size=len(tokens))
+            columns += [draw(of_speech), draw(iob2(len(tokens)))]
         return [Token(*row) for row in zip(*columns, strict=True)]
 
     return [[sentence() for _ in range(draw(st.integers(1, 3)))] for _ in range(draw(st.integers(1, 3)))]
@@ -219,11 +289,48 @@ def test_a_corpus_without_documents_is_cut_into_groups() -> None:
     assert len(group(sentences[:150])) == 150 and len(group(sentences[:7])) == 7
 
 
+def test_one_mark_at_the_head_is_as_none(tmp_path: Path) -> None:
+    rows = "\n\n".join(f"w{i} B-LOC\nx O" for i in range(250))
+    convert(write_corpus(tmp_path / "assets", f"-DOCSTART- O\n\n{rows}\n"), tmp_path / "corpus")
+    counts = read_json(tmp_path / "corpus/origin.json")["counts"]["train"]
+    assert (counts["documents"], counts["sentences"], counts["documents_marked"]) == (125, 250, False)
+    (tmp_path / "assets/train.conll").write_text(f"-DOCSTART- O\n\n{rows}\n\n-DOCSTART- O\n\n{rows}\n")
+    convert(tmp_path / "assets", tmp_path / "corpus")  # where train has documents, those of dev are documents too
+    counts = read_json(tmp_path / "corpus/origin.json")["counts"]
+    assert (counts["train"]["documents"], counts["dev"]["documents"], counts["dev"]["documents_marked"]) == (2, 1, True)
+
+
+def test_several_converts_at_once_leave_a_right_corpus(tmp_path: Path) -> None:
+    assets = write_corpus(tmp_path / "assets")
+    convert(assets, tmp_path / "alone")
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(convert, assets, tmp_path / "corpus") for _ in range(8)]:
+            done.result()
+    assert sha256(tmp_path / "corpus") == sha256(tmp_path / "alone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "assets", "corpus"]
+
+
+def test_convert_leaves_what_it_did_not_make(tmp_path: Path) -> None:
+    assets = write_corpus(tmp_path / "assets")
+    convert(assets, tmp_path / "corpus")
+    (tmp_path / "corpus/notes.txt").write_text("mine")
+    convert(assets, tmp_path / "corpus")
+    assert (tmp_path / "corpus/notes.txt").read_text() == "mine"
+
+
+def test_a_convert_that_was_killed_while_it_published_can_be_run_again(tmp_path: Path) -> None:
+    assets = write_corpus(tmp_path / "assets")
+    convert(assets, tmp_path / "corpus")
+    (tmp_path / "corpus/origin.json").unlink()
+    convert(assets, tmp_path / "corpus")
+    assert (tmp_path / "corpus/origin.json").exists()
+
+
 def test_convert_leaves_an_earlier_corpus_untouched_when_it_fails(tmp_path: Path) -> None:
     assets = write_corpus(tmp_path / "assets")
     convert(assets, tmp_path / "corpus")
     before = {path: path.read_bytes() for path in (tmp_path / "corpus").iterdir()}
-    (assets / "test.conll").write_text("Turku S-LOC\n")
+    (assets / "test.conll").write_text("Turku LOC\n")
     with pytest.raises(StepError):
         convert(assets, tmp_path / "corpus")
     write_corpus(assets, "nothing O\n")

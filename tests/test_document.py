@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from scripts.document import END, START, insert, report, results, speeds
+from scripts.package import worth_of_scores
 from scripts.steps import StepError, read_json, write_json
 from tests.conftest import ROOT, Project, copy_project, python
 
@@ -39,7 +40,27 @@ def test_the_table_of_commands_in_the_readme_is_that_of_the_project(tmp_path: Pa
 
 def test_results_of_a_new_run(project: Project) -> None:
     table = results([project.folder / "metrics" / "tiny"])
-    assert table.count("\n|") == 5 and "| `tiny` | sample | tiny |" in table
+    folder = project.folder / "metrics" / "tiny"
+    test, evaluation, package = (read_json(folder / f"{name}.json") for name in ("test", "evaluation", "package"))
+    shipped, conditions = (row.split(" | ") for row in table.splitlines() if row.startswith("| `tiny` |"))
+    assert shipped[:3] == ["| `tiny`", "sample", "tiny"] and shipped[5] == f"{100 * (test['ents_f'] or 0):.1f}"
+    assert shipped[-1].endswith(f"{package['bytes'] / 1e6:.0f} MB |")
+    assert [float(cell) for cell in conditions[1:5]] == [
+        pytest.approx(100 * evaluation["test"][name]["ents_f"], abs=0.05)
+        for name in ("gold_sentences", "lower", "upper", "raw")
+    ]
+    assert "concepts in 30 sentences" in table and "threshold for 97% on dev" in table
+
+
+def test_what_was_asked_of_the_scores_and_how_much_was_marked_are_read_from_the_records(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reference_runs()[0], tmp_path / "some"))
+    evaluation, marked = read_json(run / "evaluation.json"), read_json(run / "concepts.json")
+    evaluation["test"]["calibration"]["wanted"] = 0.955
+    write_json(run / "evaluation.json", evaluation)
+    write_json(run / "concepts.json", marked | {"sentences": {"dev": 3, "test": 4}})
+    table = results([run])
+    assert "threshold for 95.5% on dev" in table and "concepts in 4 sentences" in table
+    assert "a precision of 95.5%" in worth_of_scores(evaluation["test"]["calibration"])
 
 
 def test_a_benchmark_becomes_tables(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from spacy.tokens import Doc
 
 from scripts.convert import convert
 from scripts.explore import FIGURES, compare, count_near_duplicates, divergence, explore, find_oddities, kind_of
-from scripts.steps import read_json
+from scripts.steps import StepError, read_json, sha256
 from tests.conftest import Project, words, write_corpus
 
 nlp = spacy.blank("en")
@@ -134,6 +135,42 @@ def test_any_corpus_is_described(text: str, tmp_path: Path, tiny_encoder: Path) 
     assert result["against_train"]["dev"]["same_documents"] == result["splits"]["train"]["documents"]
     for name in FIGURES:
         ElementTree.parse(tmp_path / f"metrics/figures/corpus/{name}.svg")
+
+
+def test_logarithmic_axes_have_plain_numbers(tmp_path: Path, tiny_encoder: Path) -> None:
+    text = "Turku B-LOC\n" + "is O\n" * 2000 + "\nOslo B-LOC\n"
+    convert(write_corpus(tmp_path / "assets", text), tmp_path / "corpus")
+    explore(tmp_path / "corpus", tiny_encoder, tmp_path / "metrics")
+    for name in FIGURES:
+        drawn = (tmp_path / f"metrics/figures/corpus/{name}.svg").read_text("utf8")
+        assert "$" not in drawn and "mathdefault" not in drawn
+    assert ">1,000</text>" in (tmp_path / "metrics/figures/corpus/classes.svg").read_text("utf8")
+
+
+def test_a_full_disk_leaves_the_earlier_outputs(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(write_corpus(tmp_path / "assets"), tmp_path / "corpus")
+    explore(tmp_path / "corpus", tiny_encoder, tmp_path / "metrics")
+    before = sha256(tmp_path / "metrics")
+    convert(write_corpus(tmp_path / "assets", "Turku B-LOC\n"), tmp_path / "corpus")
+
+    def fill(path: Path, data: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("scripts.explore.write_json", fill)
+        with pytest.raises(OSError, match="No space left"):
+            explore(tmp_path / "corpus", tiny_encoder, tmp_path / "metrics")
+    assert sha256(tmp_path / "metrics") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["assets", "corpus", "metrics"]
+
+
+def test_a_damaged_corpus_is_named(tmp_path: Path, tiny_encoder: Path) -> None:
+    convert(write_corpus(tmp_path / "assets"), tmp_path / "corpus")
+    (tmp_path / "corpus/dev.spacy").write_bytes(b"none of spaCy's")
+    with pytest.raises(StepError, match=r"dev\.spacy is damaged"):
+        explore(tmp_path / "corpus", tiny_encoder, tmp_path / "metrics")
 
 
 def test_a_corpus_that_is_not_there_is_named(tmp_path: Path, tiny_encoder: Path) -> None:

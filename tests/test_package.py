@@ -3,12 +3,14 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import pytest
 import srsly
+from packaging.requirements import Requirement
 from thinc.api import Config
 
-from scripts.package import percent, worth_of_scores
-from scripts.steps import read_json, sha256
-from tests.conftest import Project
+from scripts.package import RESEARCH, _rows, find_license, percent, worth_of_scores
+from scripts.steps import StepError, read_json, sha256
+from tests.conftest import Project, new_python
 
 WHEEL = "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl"
 
@@ -22,12 +24,17 @@ def unpack(project: Project, folder: Path) -> Path:
 def test_the_wheel_describes_itself(project: Project, tmp_path: Path) -> None:
     data = unpack(project, tmp_path)
     meta = srsly.read_json(data / "meta.json")
-    assert meta["name"] == "bert_ner" and meta["version"] == "1.0.0" and meta["license"] == "Apache-2.0"
+    assert meta["name"] == "bert_ner" and meta["version"] == "1.0.0" and meta["license"] == "see the licences of tiny"
     assert "tiny" in meta["description"] and [source["name"] for source in meta["sources"]][1] == "tiny"
     assert meta["author"] == "" and meta["labels"]["ner"] == ["LOC", "MISC", "ORG", "PER"]
     test = read_json(project.folder / "metrics/tiny/test.json")
     assert meta["performance"] == {key: value for key, value in test.items() if key != "speed"}
-    assert any(requirement.startswith("spacy-transformers") for requirement in meta["requirements"])
+    with zipfile.ZipFile(project.folder / WHEEL) as wheel:
+        told = wheel.read("en_bert_ner-1.0.0.dist-info/METADATA").decode().splitlines()
+    assert "Requires-Python: >=3.11" in told
+    needed = {Requirement(row.partition(": ")[2]).name: row for row in told if row.startswith("Requires-Dist")}
+    assert set(needed) >= {"spacy", "spacy-transformers", "transformers", "torch", "numpy"}
+    assert all("<" in row and ">=" in row for row in needed.values())
     card = (data / "README.md").read_text("utf8")
     assert card.startswith("# en_bert_ner\n")
     analysis = read_json(project.folder / "metrics/tiny/analysis.json")
@@ -36,6 +43,27 @@ def test_the_wheel_describes_itself(project: Project, tmp_path: Path) -> None:
     assert f"| in all | {scores} | {low} to {high} | {analysis['labels']['in all']['entities']} |" in card
     assert "| in train | never | " in card and f"missed {analysis['errors']['missed']['in all']}" in card
     assert "110 documents" in card and "CC0-1.0" in card
+
+
+def test_no_licence_allows_more_than_those_of_corpus_and_encoder() -> None:
+    bound, free, unknown = {"name": "a", "license": RESEARCH}, {"name": "b", "license": "Apache-2.0"}, {"name": "c"}
+    assert find_license("auto", bound, free) == find_license(RESEARCH, bound, free) == RESEARCH
+    assert find_license("auto", free, free) == "Apache-2.0" and find_license("MIT", free, free) == "MIT"
+    assert find_license("auto", unknown, free) == "see the licences of c"
+    with pytest.raises(StepError, match="contradicts that of a: research only"):
+        find_license("Apache-2.0", bound, free)
+
+
+def test_a_bar_in_a_label_breaks_no_table() -> None:
+    assert _rows([("a|b", "1")]) == "| a\\|b | 1 |"
+
+
+def test_the_wheel_loads_without_a_warning(project: Project, tmp_path: Path) -> None:
+    with zipfile.ZipFile(project.folder / WHEEL) as wheel:
+        wheel.extractall(tmp_path)
+    code = 'import spacy; print(len(spacy.load("en_bert_ner")("Mira left Turku.")))'
+    done = new_python("-P", "-W", "error", "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0 and done.stdout.strip() == "4" and not done.stderr, done.stderr
 
 
 def test_nothing_in_the_wheel_knows_this_machine(project: Project, tmp_path: Path) -> None:
@@ -60,6 +88,6 @@ def test_the_trained_pipeline_stays_as_it_was(changeable: Project) -> None:
 
 
 def test_what_scores_are_worth_is_told_or_that_dev_does_not_know() -> None:
-    told = worth_of_scores({"threshold": 0.871, "precision": 0.96, "recall": 0.7})
+    told = worth_of_scores({"wanted": 0.97, "threshold": 0.871, "precision": 0.96, "recall": 0.7})
     assert "0.87" in told and "precision is 96.0 and recall 70.0" in told
-    assert "at no score" in worth_of_scores({"threshold": 1.0, "precision": None, "recall": 0.0})
+    assert "at no score" in worth_of_scores({"wanted": 0.97, "threshold": 1.0, "precision": None, "recall": 0.0})

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from weasel.cli.run import check_rerun
-from weasel.util import load_project_config
+from weasel.util import load_project_config, split_command
 
-from scripts.steps import read_json, sha256
-from tests.conftest import ROOT, Project, words
+from scripts.steps import SPLITS, read_json, sha256
+from tests.conftest import ROOT, Project, copy_project, new_python, words
 
 STEPS = [
     "convert",
@@ -26,6 +29,7 @@ STEPS = [
 ]  # that write what weasel watches
 PROJECT = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))
 COMMANDS = PROJECT["commands"]
+CI = (ROOT / ".ci/run").read_text("utf8")
 
 
 # project.yml
@@ -47,30 +51,70 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
     assert command["help"][0].isupper() and not command["help"].endswith(".")
 
 
+def _imports(source: str) -> Iterator[tuple[str, str]]:
+    """Each script of the project that Python code imports, wherever it does so, and what it takes from it, if named."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[1], "") for alias in node.names if alias.name.startswith("scripts."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "scripts":
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts."):
+            yield from (((node.module or "").split(".")[1], alias.name) for alias in node.names)
+
+
+def test_a_name_with_spaces_stays_one_argument() -> None:
+    """Weasel splits commands at spaces; the step then refuses the name, before anything is touched."""
+    for command in COMMANDS:
+        for line in command["script"]:
+            plain, spaced = (split_command(line.replace("${vars.run}", name)) for name in ("mine", "x /somewhere"))
+            assert [part.replace("mine", "x /somewhere") for part in plain] == spaced
+
+
 def _imported(paths: list[str]) -> set[str]:
     """The project's scripts that these import, directly or not."""
     found: set[str] = set()
     waiting = [path for path in paths if path.endswith(".py")]
     while waiting:
-        for name in re.findall(r"^from scripts\.(\w+) import", (ROOT / waiting.pop()).read_text("utf8"), re.M):
+        for name, _ in _imports((ROOT / waiting.pop()).read_text("utf8")):
             if (path := f"scripts/{name}.py") not in found:
                 found.add(path)
                 waiting.append(path)
     return found
 
 
+def test_no_import_is_overlooked() -> None:
+    source = """
+import spacy, scripts.train
+from scripts import functions as code, steps
+from scripts.convert import (
+    convert,
+    read_conll,
+)
+def late():
+    from scripts.serve import serve
+"""
+    assert sorted(_imports(source)) == [
+        ("convert", "convert"),
+        ("convert", "read_conll"),
+        ("functions", ""),
+        ("serve", "serve"),
+        ("steps", ""),
+        ("train", ""),
+    ]
+
+
 def test_every_script_is_a_command_and_has_its_tests() -> None:
     names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__"}
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert names <= tests
-    shared = {"functions", "steps", "application"}
+    shared = {"functions", "steps", "application", "files"}
     assert names - shared <= {command["name"] for command in COMMANDS}
 
 
 def test_no_script_imports_the_command_of_another() -> None:
     for path in (ROOT / "scripts").glob("*.py"):
-        for module, names in re.findall(r"^from scripts\.(\w+) import (.+)", path.read_text("utf8"), re.M):
-            assert module not in re.split(r"\W+", names)
+        for module, name in _imports(path.read_text("utf8")):
+            assert module != name, path
 
 
 # The whole workflow
@@ -93,20 +137,25 @@ def test_all_leaves_everything_in_its_place(project: Project) -> None:
         "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl",
     ):
         assert (project.folder / path).exists(), path
-    hidden = [path for path in project.folder.rglob(".*") if path.name not in (".lock", ".gitignore")]
+    hidden = [path for path in project.folder.rglob(".*") if path.name not in (".lock", ".made.json", ".gitignore")]
     assert not hidden, "left over"
     assert "pip install packages/tiny/" in project.output and 'spacy.load("en_bert_ner")' in project.output
     assert "Wrote metrics/tiny/report.html" in words(project.output)
 
 
 def test_the_second_time_nothing_is_done_again(changeable: Project) -> None:
-    before = {path: path.stat().st_mtime_ns for path in changeable.folder.rglob("*") if path.name != "project.lock"}
+    watched = [path for path in changeable.folder.rglob("*") if path.name not in ("project.lock", ".lock")]
+    before = {path: path.stat().st_mtime_ns for path in watched}
     done = changeable.run("all")
     assert done.returncode == 0
     for step in STEPS:
         assert f"Skipping '{step}': nothing changed" in done.stdout
     assert "the corpus is there" in words(done.stdout) and "the encoder is there" in words(done.stdout)
-    after = {path: path.stat().st_mtime_ns for path in changeable.folder.rglob("*") if path.name != "project.lock"}
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in changeable.folder.rglob("*")
+        if path.name not in ("project.lock", ".lock")
+    }
     assert {path for path in before if path.is_file()} == {path for path in after if path.is_file()}
     assert all(
         after[path] == when for path, when in before.items() if path.is_file() and "__pycache__" not in str(path)
@@ -170,21 +219,34 @@ def test_a_variable_runs_again_what_depends_on_it(
     assert stale(project, **variables) == steps
 
 
-def test_a_corpus_of_ones_own_makes_another_run_and_going_back_retrains_nothing(projects: list[Project]) -> None:
-    """Without parts of speech the pipeline has no tagger."""
-    tiny, own = projects
+@pytest.mark.slow
+def test_a_corpus_of_ones_own_makes_another_run_and_going_back_retrains_nothing(
+    project: Project, tmp_path: Path
+) -> None:
+    """In new processes, as a user runs it. Two columns, tabs, own labels, no documents; without tags no tagger."""
+    own = Project(copy_project(tmp_path / "own"), project.encoder)
+    source = own.folder / "source"
+    source.mkdir()
+    for split in SPLITS:
+        rows = (ROOT / f"assets/sample/{split}.conll").read_text("utf8").splitlines()
+        pairs = [row.split() for row in rows if not row.startswith("-DOCSTART-")]
+        text = "\n".join(f"{row[0]}\t{row[3].replace('PER', 'person')}" if row else "" for row in pairs)
+        (source / f"{split}.txt").write_text(text, "utf8")
+    variables = {"source": str(source), "corpus": "mine", "name": "other"}
+    done = own.run("all", run="other", start=new_python, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
     meta = read_json(own.folder / "packages/other/en_other-1.0.0/meta.json")
     assert meta["labels"]["ner"] == ["LOC", "MISC", "ORG", "person"] and "tagger" not in meta["pipeline"]
     assert read_json(own.folder / "metrics/other/evaluation.json")["corpus"] == "mine"
     assert read_json(own.folder / "metrics/other/concepts.json")["labels"]["test"]["mechanism"]["recall"] == 0
     for name in ("assets", "corpus", "training"):
-        shutil.copytree(tiny.folder / name / "tiny", own.folder / name / "tiny")
+        shutil.copytree(project.folder / name / "tiny", own.folder / name / "tiny")
     model = own.folder / "training/tiny/model-best"
     before = sha256(model)
-    done = own.run("train")
+    done = own.run("train", start=new_python)
     assert "is trained already" in words(done.stdout) and "Training in" not in done.stdout
     assert sha256(model) == before
-    done = own.run("clean", run="other")
+    done = own.run("clean", run="other", start=new_python)
     assert done.returncode == 0 and not list(own.folder.glob("*/other"))
 
 
@@ -203,10 +265,22 @@ def test_results_say_where_they_come_from(project: Project) -> None:
     assert training["made_from"]["settings"]["system.seed"] == 0
 
 
-def test_quickstart_runs_all_on_the_embedded_defaults() -> None:
-    (line,) = next(command for command in COMMANDS if command["name"] == "quickstart")["script"]
-    wanted = "--vars.run quickstart --vars.source sample --vars.encoder minilm --vars.name bert_ner_sample"
-    assert line == f"python -m spacy project run all . {wanted}"
+def scripts(**variables: str) -> dict[str, list[str]]:
+    """The lines of each command with these variables."""
+    config = load_project_config(ROOT, overrides={f"vars.{key}": value for key, value in variables.items()})
+    return {command["name"]: command["script"] for command in config["commands"]}
+
+
+def test_quickstart_needs_no_hub_and_what_it_made_can_be_benchmarked() -> None:
+    """`make BENCH_RUN=quickstart bench` gives no variable but the run: package and version are found by themselves."""
+    (line,) = scripts()["quickstart"]
+    assert line.startswith("python -m spacy project run all . --vars.")
+    variables = dict(re.findall(r"--vars\.(\S+) (\S+)", line))
+    assert set(variables) <= set(PROJECT["vars"]), "weasel says nothing of a variable that does not exist"
+    (download,) = scripts(**variables)["download"]
+    assert "--source sample" in download and "--encoder minilm" in download
+    for name in ("benchmark", "benchmark-full"):
+        assert scripts(run=variables["run"])[name] == scripts(**variables)[name]
 
 
 # The repository
@@ -240,6 +314,21 @@ def test_requirements_and_constraints_agree() -> None:
             assert name in pinned and "<" in line, f"{line}: bounded, and part of what was tested"
 
 
-def test_settings_of_weasel_are_strings_or_numbers() -> None:
-    for name, value in PROJECT["vars"].items():
-        assert isinstance(value, str | int), name
+def test_each_variable_is_used_and_each_that_is_used_exists() -> None:
+    used = re.findall(r"\$\{vars\.(\w+)\}", (ROOT / "project.yml").read_text("utf8"))
+    assert set(used) == set(PROJECT["vars"])
+
+
+def test_the_makefile_calls_commands_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf8")
+    called = re.findall(r"^\t\$\(RUN\) ([\w-]+)", makefile, re.M)
+    assert called and set(called) <= {command["name"] for command in COMMANDS}
+    for target in re.findall(r"^make ([\w-]+)", (ROOT / "README.md").read_text("utf8") + CI, re.M):
+        assert re.search(rf"^([\w -]+ )?{target}( [\w -]+)?:", makefile, re.M), target
+
+
+def test_ci_checks_and_runs_the_fast_tests_and_the_slow_ones() -> None:
+    """With the README's command; the slow tests are those that it leaves out."""
+    assert re.findall(r"^make ([\w-]+)$", CI, re.M) == ["check", "test", "test-slow"]
+    chosen = re.findall(r"-m pytest -m (.+)", (ROOT / "Makefile").read_text("utf8"))
+    assert chosen == ['"not slow"', "slow"]

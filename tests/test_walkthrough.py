@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import ROOT, Project
+from tests.conftest import ROOT, Project, guard
 
 NOTEBOOK = ROOT / "notebooks/walkthrough.ipynb"
 
@@ -14,6 +14,7 @@ def test_the_notebook_has_no_outputs_in_git() -> None:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_notebook_runs_from_the_corpus_to_a_prediction(changeable: Project) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -22,7 +23,7 @@ def test_the_notebook_runs_from_the_corpus_to_a_prediction(changeable: Project) 
     values = {"run": "tiny", "source": "sample", "encoder": str(changeable.encoder), "epochs": "1"}
     settings.source = f"SETTINGS = {values}"
     folder = {"metadata": {"path": str(changeable.folder)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
+    NotebookClient(notebook, timeout=int(guard(60)), kernel_name="python3", resources=folder).execute()
     shown = [
         str(output.get("data", {}).get("text/plain", "")) + str(output.get("text", ""))
         for cell in notebook.cells

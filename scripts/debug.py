@@ -1,0 +1,40 @@
+"""Check config and corpus by spaCy's debug data, before hours of training."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from spacy.cli._util import import_code
+
+from scripts.steps import StepError, read_docs, run
+
+
+def debug(
+    config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
+    corpus: Annotated[Path, typer.Argument(help="Folder with train.spacy and dev.spacy", exists=True)],
+    encoder: Annotated[Path, typer.Argument(help="Folder of the encoder", exists=True)],
+    code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
+) -> None:
+    """Show what spaCy's debug data finds. That a corpus is small is advice; an error in it or in the config stops."""
+    paths = {split: corpus / f"{split}.spacy" for split in ("train", "dev")}
+    docs = {split: read_docs(path) for split, path in paths.items()}
+    for split, path in paths.items():
+        if not docs[split]:
+            raise StepError(f"{path} holds no document.", "Run convert again.")
+    if not any(doc.ents for doc in docs["train"]):
+        raise StepError(f"{paths['train']} marks no entity: nothing can be learnt.", "Annotate some: B-TYPE.")
+    import_code(code)
+    spacys: Any = import_module("spacy.cli.debug_data")  # spacy.cli has a function of this name
+    spacys.BLANK_MODEL_MIN_THRESHOLD = 0  # documents of train, below which it would exit with an error
+    overrides = {f"paths.{split}": str(path) for split, path in paths.items()} | {"paths.encoder": str(encoder)}
+    try:
+        spacys.debug_data(config, config_overrides=overrides, no_format=False, silent=False)
+    except ValueError as error:  # of a component, an architecture or a label
+        raise StepError(f"No pipeline can be made from {config}: {error}", "Mend the config.") from error
+
+
+if __name__ == "__main__":
+    run(debug)
