@@ -268,8 +268,15 @@ def open_text(page: Page, address: str, text: str) -> None:
     expect(page.locator("mark").first).to_be_visible(timeout=guard(20_000))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+@pytest.mark.parametrize(
+    ("scheme", "width", "height"),
+    [
+        ("light", 1280, 900),
+        pytest.param("dark", 390, 844, marks=pytest.mark.slow),
+        pytest.param("light", 390, 844, marks=pytest.mark.slow),
+        pytest.param("dark", 1280, 900, marks=pytest.mark.slow),
+    ],
+)
 def test_the_page_is_accessible_and_fits(
     browser: Browser, address: str, tmp_path: Path, width: int, height: int, scheme: Literal["light", "dark"]
 ) -> None:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from scripts.functions import resolve_precision
 from scripts.steps import StepError, read_json
-from scripts.verify import compare, find_paths, verify
-from tests.conftest import Project, python, words
+from scripts.verify import Environment, compare, create_environment, find_doubt, find_paths, tell, verify
+from tests.conftest import BASE, Project, python, words
 from tests.test_package import WHEEL
 
 
@@ -19,6 +24,67 @@ def test_what_was_verified_is_on_record(project: Project) -> None:
     record = read_json(project.folder / "metrics/tiny/package.json")
     assert record["wheel"] == Path(WHEEL).name and record["bytes"] == (project.folder / WHEEL).stat().st_size
     assert len(record["entities"]) == len(record["texts"]) and record["load_seconds"] > 0
+    assert record["versions"]["torch"] == version("torch").partition("+")[0]
+    assert record["clean_environment"] is False and record["why_not"] == "pip reaches no index that has spaCy"
+    assert "requirements suffice was not proven: pip reaches no index that has spaCy" in words(project.output)
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_what_it_needs_to_a_new_environment(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is for a stranger: from the index, with the wheel's own metadata and nothing else."""
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    if why := find_doubt():
+        pytest.skip(why)
+    # PyTorch's newest build may be for GPUs, some gigabytes: this is what a user sets who has little room
+    (tmp_path / "constraints.txt").write_text(f"torch=={version('torch').partition('+')[0]}", "utf8")
+    monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "constraints.txt"))
+    shutil.copytree(project.folder / "metrics/tiny", tmp_path / "metrics")
+    verify(
+        (project.folder / WHEEL).parent,
+        project.folder / "training/tiny/model-best",
+        project.folder / "corpus/tiny/test.spacy",
+        tmp_path / "metrics",
+        project.folder / "scripts/functions.py",
+        Environment.new,
+    )
+    record = read_json(tmp_path / "metrics/package.json")
+    assert record["clean_environment"] is True and record["why_not"] == ""
+    assert "gives the same in a new environment" in words(capsys.readouterr().out)
+
+
+def test_a_wheel_whose_requirements_nobody_has_is_refused(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(StepError, match="does not work elsewhere") as error:
+        create_environment(project.folder / WHEEL, tmp_path / "new")
+    assert "No matching distribution found for spacy-transformers" in words(error.value.remedy)
+
+
+def test_the_last_lines_work_when_pasted(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the interpreter that ran, although no environment is active, and in a folder whose name has a space."""
+    home = tmp_path / "my project"
+    (home / ".venv/bin").mkdir(parents=True)
+    interpreter = home / ".venv/bin/python"
+    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', "utf8")
+    interpreter.chmod(0o755)
+    wheel = Path(shutil.copy(project.folder / WHEEL, home))
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    tell(wheel, "en_bert_ner", read_json(project.folder / "metrics/tiny/test.json"), "")
+    install, use = (line.strip() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert shlex.split(install)[0] == shlex.split(use)[0] == ".venv/bin/python"
+    environment = os.environ | BASE | {"PIP_NO_DEPS": "1", "PIP_TARGET": str(tmp_path / "target"), "PATH": "/bin"}
+    environment["PYTHONPATH"] = str(tmp_path / "target")
+    for line in (install, use):
+        done = subprocess.run(["/bin/sh", "-c", line], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[")
 
 
 def test_two_wheels_and_the_source_tree_load_in_one_process(changeable: Project, tmp_path: Path) -> None:
@@ -46,6 +112,7 @@ print(json.dumps([[doc.to_json(), [(ent.text, ent.label_) for ent in doc.ents]] 
     assert docs[0] == docs[1] == docs[2] == docs[3]
 
 
+@pytest.mark.slow
 def test_the_precision_is_chosen_at_load(project: Project, tmp_path: Path) -> None:
     """On the installed wheel, by config or environment, and saving keeps it."""
     options = ["--no-deps", "--no-index", "--target", str(tmp_path)]
@@ -71,6 +138,7 @@ print(precision(one), precision(spacy.load("saved")), len(one("Kenya beat Peru."
     assert "ValueError: Precision 'float99'" in refused and f"Choose among auto, {best}" in refused
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_wheel_and_hardly_changes_scores(changeable: Project) -> None:
     whole = (changeable.folder / WHEEL).stat().st_size
     done = changeable.run("package", weights="float16")
@@ -99,6 +167,7 @@ def test_a_wheel_that_gives_other_scores_is_refused(project: Project, tmp_path: 
             project.folder / "corpus/tiny/test.spacy",
             tmp_path / "metrics",
             project.folder / "scripts/functions.py",
+            Environment.present,
         )
 
 
@@ -117,10 +186,11 @@ def test_a_wheel_that_does_not_load_is_refused_with_the_reason(project: Project,
             project.folder / "corpus/tiny/test.spacy",
             project.folder / "metrics/tiny",
             project.folder / "scripts/functions.py",
+            Environment.present,
         )
     assert "functions" in error.value.remedy
     with pytest.raises(StepError, match="holds no wheel"):
-        verify(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path)
+        verify(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, Environment.present)
 
 
 def test_paths_of_the_project_are_found(tmp_path: Path) -> None:
