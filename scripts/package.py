@@ -146,6 +146,7 @@ def package(
     # Of the Python version spaCy's setup.py says nothing; setuptools reads that file too, and spaCy leaves it there
     place = packages / f"en_{name}-{version}"
     place.mkdir(exist_ok=True)
+    shutil.rmtree(place / "build", ignore_errors=True)  # setuptools would put what an earlier pipeline had in the wheel
     (place / "setup.cfg").write_text(f"[options]\npython_requires = {PYTHON}\n", encoding="utf8")
     msg.good(f"Prepared {packages / 'pipeline'}")
 

@@ -182,9 +182,13 @@ def install(wheel: Path, target: Path) -> str:
     return wheel.name.split("-")[0]
 
 
-def python_elsewhere(arguments: list[str], target: Path | None = None) -> str:
+def python_elsewhere(arguments: list[str], target: Path | None = None, python: str = sys.executable) -> str:
     """The output of another Python, in another folder, that finds packages in `target` and nothing on the hub.
 
+    arguments (list[str]): Of Python.
+    target (Path | None): A folder with packages, beside those that Python has.
+    python (str): The interpreter: this environment's, or that of another.
+    RETURNS (str): What it wrote to standard output.
     RAISES (StepError): If it fails, with the end of what it wrote.
     """
     environment = os.environ | {
@@ -193,7 +197,7 @@ def python_elsewhere(arguments: list[str], target: Path | None = None) -> str:
         "PYTHONPATH": str(target or ""),
     }
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-P", "-s", "-W", "ignore", *arguments]
+        command = [python, "-P", "-s", "-W", "ignore", *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])

@@ -80,9 +80,14 @@ def test_nothing_in_the_wheel_knows_this_machine(project: Project, tmp_path: Pat
 def test_the_trained_pipeline_stays_as_it_was(changeable: Project) -> None:
     best = changeable.folder / "training/tiny/model-best"
     before = sha256(best)
+    old = changeable.folder / "packages/tiny/en_bert_ner-2.0.0/build/lib/en_bert_ner/old.txt"
+    old.parent.mkdir(parents=True)
+    old.write_text("of an earlier build", "utf8")
     done = changeable.run("package", version="2.0.0")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sha256(best) == before
+    with zipfile.ZipFile(changeable.folder / WHEEL.replace("1.0.0", "2.0.0")) as wheel:
+        assert not any(name.endswith("old.txt") for name in wheel.namelist())
     for version in ("1.0.0", "2.0.0"):
         assert (changeable.folder / WHEEL.replace("1.0.0", version)).exists()
 
