@@ -201,7 +201,8 @@ def python_elsewhere(arguments: list[str], target: Path | None = None, python: s
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise StepError(f"The wheel does not work elsewhere: {' '.join(arguments[:3])} failed.", last)
+        what = arguments[1] if arguments[0] == "-m" else "a script"
+        raise StepError(f"The wheel does not work elsewhere: {what} failed.", last)
     return done.stdout
 
 

@@ -64,7 +64,7 @@ def test_a_wheel_whose_requirements_nobody_has_is_refused(
     assert "No matching distribution found for spacy-transformers" in words(error.value.remedy)
 
 
-def test_the_last_lines_work_when_pasted(
+def test_the_last_lines_work_when_pasted_and_warn_of_nothing(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the interpreter that ran, although no environment is active, and in a folder whose name has a space."""
@@ -81,10 +81,11 @@ def test_the_last_lines_work_when_pasted(
     assert shlex.split(install)[0] == shlex.split(use)[0] == ".venv/bin/python"
     environment = os.environ | BASE | {"PIP_NO_DEPS": "1", "PIP_TARGET": str(tmp_path / "target"), "PATH": "/bin"}
     environment["PYTHONPATH"] = str(tmp_path / "target")
-    for line in (install, use):
-        done = subprocess.run(["/bin/sh", "-c", line], env=environment, capture_output=True, text=True)
+    for line, warnings in ((install, "default"), (use, "error")):
+        settings = environment | {"PYTHONWARNINGS": warnings}
+        done = subprocess.run(["/bin/sh", "-c", line], env=settings, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[")
+    assert done.stdout.startswith("[") and not done.stderr, done.stderr
 
 
 def test_two_wheels_and_the_source_tree_load_in_one_process(changeable: Project, tmp_path: Path) -> None:
@@ -189,8 +190,9 @@ def test_a_wheel_that_does_not_load_is_refused_with_the_reason(project: Project,
             Environment.present,
         )
     assert "functions" in error.value.remedy
+    (tmp_path / "empty").mkdir()
     with pytest.raises(StepError, match="holds no wheel"):
-        verify(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path, Environment.present)
+        verify(tmp_path / "empty", tmp_path, tmp_path, tmp_path, tmp_path, Environment.present)
 
 
 def test_paths_of_the_project_are_found(tmp_path: Path) -> None:
