@@ -1239,9 +1239,8 @@ _LIMITS = {
 
 def _fast_precisions() -> list[str]:
     """The precisions that the processor has instructions for, the best first."""
-    capabilities: dict[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # which PyTorch before 2.11 does not have
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # an earlier PyTorch does not have it
+    capabilities: dict[str, bool] = ask()
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call,unused-ignore]
         return []
     named = {
