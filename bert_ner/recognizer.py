@@ -1,0 +1,327 @@
+"""The named entity recogniser and its decoder.
+
+spaCy's registry gets the factory `bert_ner_v2`. A wheel of the pipeline has a copy of this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from spacy.language import Language
+from spacy.pipeline import TrainablePipe
+from spacy.tokens import Doc, Span
+from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.vocab import Vocab
+from thinc.api import Model
+from thinc.types import Floats2d
+
+
+def _register_factory(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register the factory, unless a wheel with the same file has: spaCy refuses a second factory of one name."""
+    if Language.has_factory("bert_ner_v2"):
+        return function
+    return Language.factory(
+        "bert_ner_v2",
+        assigns=["doc.ents", "token.ent_iob", "token.ent_type", "span._.score"],
+        default_config={"scorer": {"@scorers": "spacy.ner_scorer.v1"}},
+        default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
+        func=function,
+    )
+
+
+@_register_factory
+def create_entity_recognizer(
+    nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]], scorer: Callable[..., Any] | None
+) -> BiluoEntityRecognizer:
+    """Make a BiluoEntityRecognizer.
+
+    nlp (Language): The pipeline.
+    name (str): The name of the component.
+    model (Model[list[Doc], list[Floats2d]]): A model such as `bert_ner.SoftmaxHead.v1`.
+    scorer (Callable | None): Computes the scores of the component, by default as for spaCy's `ner`.
+    RETURNS (BiluoEntityRecognizer): The component.
+    """
+    return BiluoEntityRecognizer(nlp.vocab, model, name, scorer)
+
+
+class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
+    """Predicts named entities from the probabilities of BILUO tags, each with a score: `ent._.score`.
+
+    It takes the most probable one of the legal sequences of tags (the Viterbi algorithm). The score of an entity is its
+    posterior probability: the share that the sequences with exactly this span and label have in the probability of all
+    legal sequences (the forward-backward algorithm; both as in Rabiner 1989, https://doi.org/10.1109/5.18626). After
+    `calibrate`, a score says how often such an entity is correct.
+
+    vocab (Vocab): The vocabulary.
+    model (Model[list[Doc], list[Floats2d]]): Gives the probabilities of the tags of each document, (tokens, tags),
+        float32. Each row has the sum 1.
+    name (str): The name of the component.
+    scorer (Callable | None): Computes the scores of the component.
+    """
+
+    def __init__(
+        self, vocab: Vocab, model: Model[list[Doc], list[Floats2d]], name: str, scorer: Callable[..., Any] | None
+    ) -> None:
+        self.vocab = vocab
+        self.model = model
+        self.name = name
+        self.scorer = scorer
+        self.cfg: dict[str, Any] = {"labels": []}
+        if not Span.has_extension("score"):
+            Span.set_extension("score", default=None)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of entities, sorted."""
+        return tuple(self.cfg["labels"])
+
+    @property
+    def label_data(self) -> list[str]:
+        """The labels, in the form that `initialize` takes."""
+        return list(self.labels)
+
+    @property
+    def tags(self) -> list[str]:
+        """The tag O and four tags for each label, in the order of the model's output."""
+        return ["O", *(f"{kind}-{label}" for label in self.labels for kind in "BILU")]
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        labels: Iterable[str] | None = None,
+    ) -> None:
+        """Set the labels, and initialise the model with as many outputs as there are tags.
+
+        get_examples (Callable[[], Iterable[Example]]): Gives some examples.
+        nlp (Language | None): The pipeline, which is not used.
+        labels (Iterable[str] | None): All labels, or None for those of the examples.
+        RAISES (ValueError): If there is no label.
+        """
+        validate_get_examples(get_examples, "BiluoEntityRecognizer.initialize")
+        examples = list(get_examples())
+        if labels is None:
+            labels = {ent.label_ for example in examples for ent in example.reference.ents}
+        self.cfg["labels"] = sorted(labels)
+        if not self.labels:
+            raise ValueError(f"The corpus has no entity to train {self.name!r} on.")
+        docs = [example.x for example in examples[:10]]
+        tags = [self.model.ops.alloc2f(len(doc), len(self.tags)) for doc in docs]
+        self.model.initialize(X=docs, Y=tags)
+
+    def predict(self, docs: Iterable[Doc]) -> list[np.ndarray]:
+        """Predict the probabilities of the tags.
+
+        docs (Iterable[Doc]): The documents.
+        RETURNS (list[np.ndarray]): The probabilities of each document, (tokens, tags), float32.
+        """
+        docs = list(docs)
+        if not any(map(len, docs)):
+            return [np.zeros((0, len(self.tags)), dtype="float32") for _ in docs]
+        return [self.model.ops.to_numpy(probabilities) for probabilities in self.model.predict(docs)]
+
+    def set_annotations(self, docs: Iterable[Doc], scores: list[np.ndarray]) -> None:
+        """Set the entities and their scores. No entity crosses the start of a sentence.
+
+        Entities that an earlier component has set, and tokens that it has blocked, stay as they are, as with spaCy's
+        `ner`.
+
+        docs (Iterable[Doc]): The documents.
+        scores (list[np.ndarray]): The probabilities that `predict` gave for them.
+        """
+        docs = list(docs)
+        for doc, predicted in zip(docs, find_entities_of(docs, scores), strict=True):
+            ents = [Span(doc, start, end, self.labels[label]) for start, end, label, _ in predicted]
+            for ent, (*_, score) in zip(ents, predicted, strict=True):
+                ent._.score = score
+            if not _is_taken(doc).any():
+                doc.set_ents(ents)
+                continue
+            doc.set_ents(ents, default="unmodified")
+            doc.set_ents(
+                [], outside=[doc[token.i : token.i + 1] for token in doc if not token.ent_iob], default="unmodified"
+            )
+
+    def get_loss(self, examples: Iterable[Example], scores: list[Floats2d]) -> tuple[float, list[Floats2d]]:
+        """Compute the cross entropy of the tags in nats, summed over the tokens whose tag is annotated.
+
+        examples (Iterable[Example]): The examples.
+        scores (list[Floats2d]): The probabilities that the model gave for them.
+        RETURNS (tuple[float, list[Floats2d]]): The loss, and for each document its gradient with respect to the logits,
+            (tokens, tags).
+        """
+        examples = list(examples)
+        validate_examples(examples, "BiluoEntityRecognizer.get_loss")
+        numbers = {tag: number for number, tag in enumerate(self.tags)}
+        loss, gradients, ops = 0.0, [], self.model.ops
+        for example, probabilities in zip(examples, scores, strict=True):
+            aligned = np.array([numbers.get(tag or "-", -1) for tag in example.get_aligned_ner()], dtype="int32")
+            annotated, gold = ops.asarray1i(np.flatnonzero(aligned >= 0)), ops.asarray1i(aligned[aligned >= 0])
+            gradient = ops.xp.zeros_like(probabilities)
+            gradient[annotated] = probabilities[annotated]
+            gradient[annotated, gold] -= 1
+            gradients.append(gradient)
+            loss -= float(ops.xp.log(probabilities[annotated, gold] + 1e-10).sum())
+        return loss, gradients
+
+    def calibrate(
+        self, docs: list[Doc], probabilities: list[np.ndarray], gold: list[set[tuple[int, int, str]]], seen: set[str]
+    ) -> float:
+        """Choose the temperature of the softmax with which the scores tell best how often entities are correct.
+
+        The temperature is the one number with the lowest cross entropy of the scores (Guo et al. 2017,
+        https://arxiv.org/abs/1706.04599). Entities that were seen in training and others have the same weight, because
+        later texts have more new names than the documents of one corpus.
+
+        docs (list[Doc]): Documents that were not trained on, as the pipeline gives them to this component.
+        probabilities (list[np.ndarray]): What `predict` gives for them at the present temperature.
+        gold (list[set[tuple[int, int, str]]]): Their entities: first token, token after the last, label.
+        seen (set[str]): The texts of the entities of the training corpus, in lower case.
+        RETURNS (float): The temperature, which the model has from now on.
+        """
+        softmax = self.model.get_ref("softmax")
+        logits = [np.log(np.maximum(array, 1e-30)) * softmax.attrs["softmax_temperature"] for array in probabilities]
+
+        def cross_entropy(temperature: float) -> float:
+            arrays = [_softmax(array / temperature) for array in logits]
+            costs: dict[bool, list[float]] = {True: [], False: []}
+            for doc, predicted, correct in zip(docs, find_entities_of(docs, arrays), gold, strict=True):
+                for start, end, label, score in predicted:
+                    share = score if (start, end, self.labels[label]) in correct else 1 - score
+                    costs[doc[start:end].text.lower() in seen].append(-math.log(max(share, 1e-6)))
+            return sum(float(np.mean(part)) for part in costs.values() if part)
+
+        temperature = min(np.geomspace(0.5, 4, 25).tolist(), key=cross_entropy)
+        softmax.attrs["softmax_temperature"] = temperature
+        return float(temperature)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials: np.ndarray = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
+
+
+def _is_taken(doc: Doc) -> np.ndarray:
+    """Tell for each token whether it is in an entity already or blocked: (tokens,), bool."""
+    return np.isin(doc.to_array("ENT_IOB"), (1, 3))
+
+
+Entity = tuple[int, int, int, float]  # first token, token after the last, number of the label, score in (0, 1]
+
+
+def find_entities_of(docs: list[Doc], probabilities: list[np.ndarray]) -> list[list[Entity]]:
+    """Find the entities of documents, none of which crosses the start of a sentence.
+
+    White space is left out of the sequences, since the encoder sees nothing of it: an entity may have such a token
+    inside, but not at its ends. Tokens that are taken are left out too, and no entity overlaps or encloses them.
+
+    docs (list[Doc]): The documents, with sentence starts.
+    probabilities (list[np.ndarray]): The probabilities of the tags of each document, (tokens, tags), float.
+    RETURNS (list[list[Entity]]): The entities of each document, in order.
+    """
+    taken = [_is_taken(doc) for doc in docs]
+    words = [(doc.to_array("IS_SPACE") == 0) & ~mask for doc, mask in zip(docs, taken, strict=True)]
+    starts = [(doc.to_array("SENT_START") == 1) | mask for doc, mask in zip(docs, taken, strict=True)]
+    for start, word in zip(starts, words, strict=True):
+        for i in np.flatnonzero(start & ~word):  # the first word after it starts the sentence, or follows the entity
+            start[i + 1 : i + 2] = True
+    predicted = find_entities(
+        *([array[word] for array, word in zip(arrays, words, strict=True)] for arrays in (probabilities, starts))
+    )
+    places = [np.flatnonzero(word).tolist() for word in words]
+    return [
+        [(place[start], place[end - 1] + 1, label, score) for start, end, label, score in entities]
+        for place, entities in zip(places, predicted, strict=True)
+    ]
+
+
+def find_entities(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> list[list[Entity]]:
+    """Find the entities of the most probable legal sequence of BILUO tags of each document, and their posteriors.
+
+    The sequences are cut into pieces at `starts`, and also beside each token of which it is certain to one in a million
+    that it belongs to no entity of several tokens. The pieces of all documents are then computed together, token by
+    token. The names are those of Rabiner 1989, in logarithms: alpha, beta, delta, and psi for the backpointers.
+
+    probabilities (list[np.ndarray]): The probabilities of each document, (tokens, 1 + 4 · labels), float: those of O,
+        then of B, I, L and U of each label.
+    starts (list[np.ndarray]): For each document (tokens,), bool: the tokens to which no entity goes on.
+    RETURNS (list[list[Entity]]): The entities of each document, in order.
+    """
+    predicted: list[list[Entity]] = [[] for _ in probabilities]
+    lengths = [len(array) for array in probabilities]
+    if not sum(lengths):
+        return predicted
+    owner, offsets = np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths])
+    logs = np.log(np.maximum(np.concatenate(probabilities).astype("float64"), 1e-30))
+    begin, inside, last, unit = (logs[:, kind::4] for kind in (1, 2, 3, 4))
+    standalone = np.concatenate((logs[:, :1], unit), axis=1)  # O and U, which join no token to another
+    isolated = np.exp(standalone).sum(1) > 1 - 1e-6
+    cut = np.concatenate(starts)
+    cut[offsets[:-1][np.array(lengths) > 0]] = True
+    cut |= isolated
+    cut[1:] |= isolated[:-1]
+    pieces = np.flatnonzero(cut)
+    sizes = np.diff([*pieces, len(logs)])
+    empty = isolated[pieces] & (standalone[pieces].argmax(1) == 0)  # a token that is certainly O
+    pieces, sizes = pieces[~empty], sizes[~empty]
+    order = np.argsort(-sizes, kind="stable")  # the longest first, so that those that go on are always the first ones
+    pieces, sizes = pieces[order], sizes[order]
+
+    # Between two tokens, a sequence is either outside of entities or in an open entity of one label. For both states,
+    # row 0 holds log alpha, the sum over all sequences so far, and row 1 log delta, which is that of the best one.
+    count, labels = len(pieces), unit.shape[1]
+    outside, opened = np.zeros((2, count)), np.full((2, count, labels), -np.inf)
+    log_alpha = np.zeros(len(logs))  # of the state outside, before each token
+    psi_outside = np.zeros(len(logs), dtype=int)  # 0 for O, then one for U and one for L of each label
+    psi_opened = np.zeros((len(logs), labels), dtype=bool)  # whether the entity was open before the token
+    for step in range(sizes.max(initial=0)):
+        n = int((sizes > step).sum())
+        rows = pieces[:n] + step
+        log_alpha[rows] = outside[0, :n]
+        to_outside = np.concatenate((outside[:, :n, None] + standalone[rows], opened[:, :n] + last[rows]), axis=2)
+        to_opened = np.stack((outside[:, :n, None] + begin[rows], opened[:, :n] + inside[rows]), axis=3)
+        psi_outside[rows], psi_opened[rows] = to_outside[1].argmax(1), to_opened[1].argmax(2)
+        outside[:, :n] = np.logaddexp.reduce(to_outside[0], axis=1), to_outside[1].max(1)
+        opened[:, :n] = np.logaddexp.reduce(to_opened[0], axis=2), to_opened[1].max(2)
+    log_total = outside[0]
+
+    # The same backwards: log beta is the sum over all sequences from a state to the end of the piece.
+    log_beta = np.zeros(len(logs))  # of the state outside, after each token
+    beta_outside, beta_opened = np.zeros(count), np.full((count, labels), -np.inf)
+    for step in reversed(range(sizes.max(initial=0))):
+        n = int((sizes > step).sum())
+        rows = pieces[:n] + step
+        log_beta[rows] = beta_outside[:n]
+        from_outside = np.concatenate(
+            (beta_outside[:n, None] + standalone[rows], beta_opened[:n] + begin[rows]), axis=1
+        )
+        beta_opened[:n] = np.logaddexp(beta_outside[:n, None] + last[rows], beta_opened[:n] + inside[rows])
+        beta_outside[:n] = np.logaddexp.reduce(from_outside, axis=1)
+
+    # From the end of each piece along the backpointers. The posterior of an entity from one row to another is
+    # alpha before it, times the probabilities of its tags, times beta after it, divided by the total.
+    for piece, (start, size) in enumerate(zip(pieces, sizes, strict=True)):
+        end = start + size
+        while end > start:
+            row = end - 1
+            choice = psi_outside[row]
+            if choice:
+                label = (choice - 1) % labels
+                weight = unit[row, label]
+                if choice > labels:
+                    weight = last[row, label]
+                    row -= 1
+                    while psi_opened[row, label]:
+                        weight += inside[row, label]
+                        row -= 1
+                    weight += begin[row, label]
+                log_posterior = log_alpha[row] + weight + log_beta[end - 1] - log_total[piece]
+                score = min(1.0, float(np.exp(log_posterior)))
+                offset = offsets[owner[row]]
+                predicted[owner[row]].append((int(row - offset), int(end - offset), int(label), score))
+            end = row
+    return [sorted(entities) for entities in predicted]

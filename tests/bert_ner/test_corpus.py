@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+from spacy.util import registry
+
+from bert_ner import corpus
+from scripts.convert import convert
+from tests.bert_ner.conftest import nlp
+from tests.conftest import write_corpus
+
+
+def test_the_corpus_gives_sentence_starts_to_the_predicted_docs(tmp_path: Path) -> None:
+    convert(write_corpus(tmp_path / "assets"), tmp_path / "corpus")
+    for example in corpus.create_corpus(tmp_path / "corpus" / "train.spacy", True)(nlp):
+        starts = [token.is_sent_start for token in example.reference]
+        assert [token.is_sent_start for token in example.predicted] == starts and any(starts) and not all(starts)
+        assert not example.predicted.ents
+    for example in corpus.create_corpus(tmp_path / "corpus" / "train.spacy", False)(nlp):
+        assert not example.predicted.has_annotation("SENT_START")
+
+
+def test_sentence_starts_that_are_not_known_stay_unknown(tmp_path: Path) -> None:
+    starts: list[bool | int | None] = [True, None, False]
+    DocBin(docs=[Doc(nlp.vocab, words=["Turku", "sleeps", "."], sent_starts=starts)]).to_disk(tmp_path / "some.spacy")
+    (example,) = corpus.create_corpus(tmp_path / "some.spacy", True)(nlp)
+    assert [token.is_sent_start for token in example.predicted] == starts
+
+
+def test_the_corpus_leaves_docs_without_sentences_alone(tmp_path: Path) -> None:
+    DocBin(docs=[Doc(nlp.vocab, words=["Turku", "sleeps"], ents=["B-LOC", "O"])]).to_disk(tmp_path / "some.spacy")
+    (example,) = corpus.create_corpus(tmp_path / "some.spacy", True)(nlp)
+    assert not example.predicted.has_annotation("SENT_START")
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda text: not text.isspace()), min_size=1, max_size=6))
+def test_recasing_keeps_the_tokens_and_their_annotation(words_: list[str]) -> None:
+    starts: list[bool | int | None] = [i % 2 == 0 for i in range(len(words_))]
+    doc = Doc(nlp.vocab, words=words_, tags=["NN"] * len(words_), sent_starts=starts, ents=["B-PER"] * len(words_))
+    for case in (str.lower, str.upper):
+        copied = corpus.recase(doc, case)
+        assert [token.text for token in copied] == [case(word) for word in words_]
+        for before, after in zip(doc, copied, strict=True):
+            assert (after.tag_, after.ent_iob_, after.ent_type_) == (before.tag_, before.ent_iob_, before.ent_type_)
+            assert after.is_sent_start == before.is_sent_start
+
+
+SPELLINGS = {"PER": ["Mira", "MIRA"], "LOC": ["Turku", "TURKU", "turku"]}
+
+
+@st.composite
+def documents_with_names(draw: st.DrawFn) -> Doc:
+    """Names of one to three tokens in several spellings, words around them, and tokens of which nothing is known."""
+    ents: list[Any] = []
+    words_: list[str] = []
+    starts: list[Any] = []
+    for _ in range(draw(st.integers(1, 8))):
+        label = draw(st.sampled_from(["PER", "LOC", "", "?"]))
+        if label in SPELLINGS:
+            case = draw(st.sampled_from([str.upper, str.title, str.lower]))
+            size = draw(st.integers(1, 3))
+            words_ += [case(draw(st.sampled_from(SPELLINGS[label]))) for _ in range(size)]
+            ents += [f"B-{label}", *[f"I-{label}"] * (size - 1)]
+            starts += [draw(st.booleans()), *[False] * (size - 1)]
+        else:
+            words_.append(draw(st.sampled_from(["left", "Left", "LEFT"])))
+            ents.append("O" if label else None)
+            starts.append(draw(st.booleans()))
+    starts[0] = True
+    return Doc(nlp.vocab, words=words_, tags=["NN"] * len(ents), sent_starts=starts, ents=ents)
+
+
+OTHERS = Doc(
+    nlp.vocab,
+    words=["Ada", "Vik", "NATO", "Oslo", "OSLO", "Å", "Bergen"],
+    ents=["B-PER", "I-PER", "B-PER", "B-LOC", "B-LOC", "B-LOC", "I-LOC"],
+)
+
+
+def annotation(doc: Doc) -> list[tuple[Any, ...]]:
+    return [(t.text, t.whitespace_, t.tag_, t.is_sent_start, t.ent_iob_, t.ent_type_) for t in doc]
+
+
+@given(documents_with_names(), st.booleans())
+def test_renaming_nothing_changes_nothing(doc: Doc, given_starts: bool) -> None:
+    """A name in a headline once put all its mentions in capitals."""
+    starts: list[Any] | None = [token.is_sent_start for token in doc] if given_starts else None
+    plain = Doc(doc.vocab, words=[token.text for token in doc], sent_starts=starts)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(random, "random", lambda: 0.999)
+        renamed = corpus.rename(Example(plain, doc), corpus.collect_names([doc, OTHERS]))
+    assert annotation(renamed.reference) == annotation(doc)
+    assert annotation(renamed.predicted) == annotation(plain)
+
+
+@given(documents_with_names(), st.sampled_from([0.0, None]))
+def test_renaming_keeps_all_but_the_names(doc: Doc, chance: float | None) -> None:
+    names = corpus.collect_names([doc, OTHERS])
+    with pytest.MonkeyPatch.context() as patched:
+        if chance is not None:  # all are chosen
+            patched.setattr(random, "random", lambda: chance)
+        after = corpus.rename(Example(Doc(doc.vocab, words=[t.text for t in doc]), doc), names).reference
+    assert [ent.label_ for ent in after.ents] == [ent.label_ for ent in doc.ents]
+    assert [ent.text.isupper() for ent in after.ents] == [ent.text.isupper() for ent in doc.ents]
+    outside = [[row for row in annotation(part) if not row[5]] for part in (doc, after)]
+    assert [row[2:] for row in outside[0]] == [row[2:] for row in outside[1]]
+    assert len(list(after.sents)) == len(list(doc.sents))
+    assert {(ent.text.lower(), ent.label_) for ent in after.ents} <= {
+        (ent.text.lower(), ent.label_) for ent in [*doc.ents, *OTHERS.ents]
+    }
+    for label in SPELLINGS:  # what is one name before is one after
+        for name in {ent.text.lower() for ent in doc.ents if ent.label_ == label}:
+            places = [i for i, ent in enumerate(doc.ents) if (ent.text.lower(), ent.label_) == (name, label)]
+            assert len({after.ents[i].text.lower() for i in places}) == 1
+
+
+def test_names_have_one_spelling_each() -> None:
+    words_ = ["OSLO", "Oslo", "OSLO", "TURKU", "NATO"]
+    names = corpus.collect_names([Doc(nlp.vocab, words=words_, ents=["B-LOC"] * 4 + ["B-ORG"])])
+    assert [ent.text for ent in names["LOC", False]] == ["Oslo", "TURKU"]
+    assert [ent.text for ent in names["LOC", True]] == ["Oslo"]
+    assert [ent.text for ent in names["ORG", False]] == ["NATO"] and not names["ORG", True]
+
+
+@given(documents_with_names(), st.integers(1, 5))
+def test_long_documents_are_cut_outside_of_entities_and_lose_nothing(doc: Doc, size: int) -> None:
+    pieces = corpus.find_pieces(doc, size)
+    assert [i for a, b in pieces for i in range(a, b)] == list(range(len(doc)))
+    longest = max([1, *map(len, doc.ents)])
+    assert all(0 < b - a <= max(size, longest) and doc[a].ent_iob_ != "I" for a, b in pieces)
+    if len(pieces) == 1:
+        assert len(doc) <= size or longest > size or not any(token.ent_iob_ != "I" for token in doc[1 : size + 1])
+
+
+def test_training_cuts_long_documents_and_keeps_their_annotation() -> None:
+    """Three contracts of 8,000 tokens are a corpus: a step's memory must not grow with them."""
+    sentence = ["Mira", "Solberg", "left", "Turku", "."]
+    doc = Doc(
+        nlp.vocab,
+        words=sentence * 1600,
+        tags=["NNP", "NNP", "VBD", "NNP", "."] * 1600,
+        sent_starts=[True, False, False, False, False] * 1600,
+        ents=["B-PER", "I-PER", "O", "B-LOC", "O"] * 1600,
+    )
+    example = Example(Doc(nlp.vocab, words=sentence * 1600, sent_starts=[t.is_sent_start for t in doc]), doc)
+    plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=1500, buffer=256, discard_oversize=False)
+    batches = list(corpus.create_augmenting_batcher(plain, replace_names=0, lowercase=0, uppercase=0)([example]))
+    pieces = sorted((piece for batch in batches for piece in batch), key=len)
+    assert sum(map(len, pieces)) == 8000 and max(map(len, pieces)) <= corpus.LONGEST_DOCUMENT
+    for piece in pieces:
+        assert annotation(piece.reference) == annotation(doc)[: len(piece)]
+        assert [t.is_sent_start for t in piece.predicted] == [t.is_sent_start for t in piece.reference]
+
+
+def test_batches_rename_a_share() -> None:
+    def make(i: int) -> Example:
+        doc = Doc(nlp.vocab, words=[f"Name{i}", "left"], ents=["B-PER", "O"])
+        return Example(Doc(nlp.vocab, words=[f"Name{i}", "left"]), doc)
+
+    plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=30, buffer=256, discard_oversize=False)
+    batches = corpus.create_augmenting_batcher(plain, replace_names=0.5, lowercase=0, uppercase=0)(
+        [make(i) for i in range(300)]
+    )
+    names = [example.reference[0].text for batch in batches for example in batch]
+    assert 300 - len(set(names)) > 25 and len(names) == 300 and set(names) <= {f"Name{i}" for i in range(300)}
+
+
+def test_batches_hold_each_example_once_and_the_shares_in_other_case() -> None:
+    examples = [Example(doc, doc.copy()) for doc in nlp.pipe(f"Mira No{i} left" for i in range(400))]
+    plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=30, buffer=256, discard_oversize=False)
+    batches = list(corpus.create_augmenting_batcher(plain, replace_names=0, lowercase=0.25, uppercase=0.25)(examples))
+    texts = [example.reference.text for batch in batches for example in batch]
+    assert sorted(text.lower() for text in texts) == sorted(example.reference.text.lower() for example in examples)
+    for case in (str.lower, str.upper):
+        assert 60 < sum(text == case(text) for text in texts) < 140
+    assert [text.lower() for text in texts] != [example.reference.text.lower() for example in examples]
+    assert all(example.predicted.text == example.reference.text for batch in batches for example in batch)

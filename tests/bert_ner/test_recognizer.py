@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from catalogue import REGISTRY  # type: ignore[import-untyped,unused-ignore]
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spacy.language import Language
+from spacy.tokens import Doc, Span
+from spacy.training import Example
+from spacy.util import import_file, load_model_from_config, registry
+
+from bert_ner import recognizer
+from tests.bert_ner.conftest import ENGLISH, copy_with, nlp
+from tests.conftest import ROOT
+
+
+def test_another_wheel_of_the_same_code_changes_nothing(pipeline: Language, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second wheel registers its own copies of the same files under the same names."""
+    text = "Mira Solberg left Turku for Oslo."
+    before = pipeline(text).to_json()
+    monkeypatch.setattr("catalogue.REGISTRY", REGISTRY.copy())
+    for path in (ROOT / "bert_ner").glob("[!_]*.py"):
+        import_file(f"another_{path.stem}", path)
+    assert registry.architectures.get("bert_ner.TransformerModel.v3").__module__ == "another_encoder"
+    assert pipeline(text).to_json() == before
+    assert load_model_from_config(pipeline.config).from_bytes(pipeline.to_bytes())(text).to_json() == before
+
+
+def test_known_sentence_starts_are_kept_and_no_entity_crosses_them(pipeline: Language) -> None:
+    words = ["Mira", "Solberg", "Turku", "Oslo"] * 10
+    doc = pipeline(Doc(pipeline.vocab, words=words, sent_starts=[i % 2 == 0 for i in range(len(words))]))
+    assert [sent.start for sent in doc.sents] == list(range(0, len(words), 2))
+    assert all(len(ent) <= 2 and ent.start // 2 == (ent.end - 1) // 2 for ent in doc.ents)
+
+
+def test_entities_already_set_are_kept(pipeline: Language) -> None:
+    """As with spaCy's ner: an entity ruler before it has the last word, and blocked tokens get no entity."""
+    words = ["Mira", "Solberg", "left", "Turku", "for", "Oslo", "."] * 6
+    found = pipeline(Doc(pipeline.vocab, words=words)).ents
+    first = next(ent for ent in found if ent.start > 0)
+    doc = Doc(pipeline.vocab, words=words)
+    doc.set_ents([Span(doc, first.start - 1, first.start + 1, "PRODUCT")], blocked=[doc[20:22]])
+    after = pipeline(doc)
+    kept = [ent for ent in after.ents if ent.label_ == "PRODUCT"]
+    assert [(ent.start, ent.end, ent._.score) for ent in kept] == [(first.start - 1, first.start + 1, None)]
+    assert not {20, 21} & {token.i for ent in after.ents for token in ent}
+    assert all(ent._.score is not None for ent in after.ents if ent.label_ != "PRODUCT")
+    assert not [token for token in after if not token.ent_iob]  # nothing is left unknown
+
+
+KINDS = ["O", *(f"{kind}{label}" for label in range(2) for kind in "BILU")]
+
+
+def read_tags(tags: tuple[str, ...], starts: list[bool]) -> list[tuple[int, int, int]] | None:
+    """The entities of a sequence of tags, or None if it is not legal."""
+    found, begun = [], None
+    for i, (tag, start) in enumerate(zip(tags, starts, strict=True)):
+        kind, label = tag[0], tag[1:]
+        if (begun is None) == (kind in "IL") or (begun and (start or label != begun[1])):
+            return None
+        if kind == "B":
+            begun = (i, label)
+        elif kind == "U":
+            found.append((i, i + 1, int(label)))
+        elif kind == "L" and begun:
+            found.append((begun[0], i + 1, int(label)))
+            begun = None
+    return None if begun else found
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sampled_from([1, 3, 8]))
+def test_entities_are_those_of_the_best_legal_sequence_and_scores_are_posteriors(
+    seed: int, lengths: list[int], sharpness: int
+) -> None:
+    """Against all sequences, one by one."""
+    random = np.random.default_rng(seed)
+    logits = [random.normal(size=(length, len(KINDS))) * sharpness for length in lengths]
+    probabilities = [recognizer._softmax(array).astype("float32") if len(array) else array for array in logits]
+    starts = [random.random(length) < 0.2 for length in lengths]
+    for array, cuts, entities in zip(
+        probabilities, starts, recognizer.find_entities(probabilities, starts), strict=True
+    ):
+        best: tuple[float, list[tuple[int, int, int]]] = (-1.0, [])
+        total, mass = 0.0, dict[tuple[int, ...], float]()
+        inner = [False, *map(bool, cuts[1:])][: len(cuts)]
+        for tags in itertools.product(range(len(KINDS)), repeat=len(array)):
+            found = read_tags(tuple(KINDS[tag] for tag in tags), inner)
+            if found is not None:
+                weight = float(np.prod([array[i, tag] for i, tag in enumerate(tags)]))
+                best = max(best, (weight, found))
+                total += weight
+                for entity in found:
+                    mass[entity] = mass.get(entity, 0) + weight
+        if total < 0.01:
+            continue  # among so improbable ones, what is cut off as one in a million may count
+        assert [entity[:3] for entity in entities] == best[1]
+        for *span, score in entities:
+            assert score == pytest.approx(mass[tuple(span)] / total, abs=1e-3) and 0 < score <= 1
+
+
+def test_every_entity_has_a_score_that_does_not_depend_on_the_batch(pipeline: Language) -> None:
+    copied = copy_with(pipeline, "float32")
+    texts = [" ".join(ENGLISH.split()[i % 17 :] * (1 + i % 3)) for i in range(20)]
+    together = list(copied.pipe(texts))
+    assert sum(len(doc.ents) for doc in together) > 20
+    for text, doc in zip(texts, together, strict=True):
+        alone = copied(text)
+        assert [(ent.start, ent.end, ent.label_) for ent in alone.ents] == [
+            (ent.start, ent.end, ent.label_) for ent in doc.ents
+        ]
+        for here, there in zip(alone.ents, doc.ents, strict=True):
+            assert 0 < here._.score <= 1 and here._.score == pytest.approx(there._.score, abs=1e-3)
+
+
+SPACE = st.sampled_from(["\n", "  ", "\n\n"])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.one_of(st.just(["left"]), st.lists(SPACE, max_size=2))))
+def test_entities_neither_begin_nor_end_with_white_space_and_pass_over_it(
+    pipeline: Language, parts: list[list[str]]
+) -> None:
+    """A list of white space only stands between the two words of a name."""
+    ner = pipeline.get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    names = [part for part in parts if part != ["left"]]
+    words_ = [word for part in parts for word in (part if part == ["left"] else ["Mira", *part, "Turku"])]
+    doc = Doc(pipeline.vocab, words=words_)
+    tags = {"left": "O", "Mira": "B-PER", "Turku": "L-PER"}
+    sure = np.full((len(doc), len(ner.tags)), 1e-9, dtype="float32")
+    for row, token in zip(sure, doc, strict=True):
+        row[ner.tags.index(tags.get(token.text, "U-LOC"))] = 1
+    ner.set_annotations([doc], [sure])
+    assert [[token.text for token in ent] for ent in doc.ents] == [["Mira", *part, "Turku"] for part in names]
+
+
+def test_calibration_finds_the_temperature_that_was_lost(pipeline: Language) -> None:
+    ner = copy_with(pipeline, "float32").get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(4000, len(ner.tags))) * 2
+    logits[:, [i for i, tag in enumerate(ner.tags) if tag[0] in "BIL"]] = -50  # entities of one token
+    truth = recognizer._softmax(logits)
+    tags = [ner.tags[random.choice(len(row), p=row)] for row in truth]
+    gold = [{(i, i + 1, tag[2:]) for i, tag in enumerate(tags) if tag != "O"}]
+    doc = Doc(nlp.vocab, words=["a"] * len(tags))
+    probabilities = [recognizer._softmax(logits * 2)]
+    for seen in (set(), {"a"}):
+        ner.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0
+        assert ner.calibrate([doc], probabilities, gold, seen) == pytest.approx(2, rel=0.15)
+
+
+def test_calibration_heeds_unseen_names_as_much_as_seen_ones(pipeline: Language) -> None:
+    ner = copy_with(pipeline, "float32").get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    label, size = ner.labels[0], 1000
+    logits = np.full((size, len(ner.tags)), -50.0)
+    logits[:, 0], logits[:, ner.tags.index(f"U-{label}")] = 0, 3  # all are predicted, with a score of 0.95
+    doc = Doc(nlp.vocab, words=["old"] * (size - 100) + ["new"] * 100)
+    gold = [{(i, i + 1, label) for i in range(size - 50)}]  # half of the new ones are wrong
+    temperatures = []
+    for seen in (set(), {"old"}):
+        ner.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0
+        temperatures.append(ner.calibrate([doc], [recognizer._softmax(logits)], gold, seen))
+    assert temperatures[0] == pytest.approx(1, rel=0.1) and temperatures[1] > 2
+
+
+def test_a_corpus_without_entities_is_refused(pipeline: Language) -> None:
+    ner = copy_with(pipeline, "float32").get_pipe("ner")
+    with pytest.raises(ValueError, match="no entity to train 'ner' on"):
+        ner.initialize(lambda: [Example.from_dict(nlp.make_doc("Turku sleeps"), {})])  # type: ignore[attr-defined]
+
+
+def test_tokens_whose_tag_is_not_known_are_not_learnt_from(pipeline: Language) -> None:
+    ner = copy_with(pipeline, "float32").get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    doc = nlp.make_doc("Mira left Turku")
+    example = Example.from_dict(doc, {"entities": ["U-PER", "-", "O"]})
+    probabilities = np.full((3, len(ner.tags)), 1 / len(ner.tags), dtype="float32")
+    loss, (gradient,) = ner.get_loss([example], [probabilities])
+    assert loss == pytest.approx(2 * np.log(len(ner.tags)), rel=1e-4)
+    assert not gradient[1].any() and gradient[0, ner.tags.index("U-PER")] < 0 and gradient[2, 0] < 0
