@@ -5,11 +5,14 @@ FROM python:3.11-slim
 ARG WHEEL=packages/*/*/dist/*.whl
 ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 WORKDIR /app
-COPY requirements.txt constraints.txt ./
-RUN sed '/^# For the tests/,$d' requirements.txt > needed.txt && pip install -r needed.txt -c constraints.txt
+COPY app/requirements.txt constraints.txt ./
+RUN sed '/^# The page/,$d' requirements.txt > needed.txt && pip install -r needed.txt -c constraints.txt
+# Without dependencies, because what the wheel requires is installed already
 COPY ${WHEEL} ./
 RUN pip install --no-deps ./*.whl && rm ./*.whl && useradd --create-home service
-COPY scripts ./scripts
+COPY app ./app
+COPY bert_ner ./bert_ner
+COPY common ./common
 USER service
 EXPOSE 8000
-CMD ["python", "-m", "scripts.serve", "--host", "0.0.0.0"]
+CMD ["python", "-m", "app.service", "--host", "0.0.0.0"]

@@ -1,38 +1,48 @@
-# Makes .venv with the tested versions, then calls the project's own commands.
+# Makes .venv with the tested versions, then calls the project's own commands. RUN names a run, runs/<RUN>.yml.
 # PyTorch's build for the CPU, which saves gigabytes: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := $(BIN)/python -m spacy project run
-BENCH_RUN ?= conll2003
-
+RUN ?= conll2003
+# More variables, which come before those of the run's file: VARS="--vars.seed 1"
+VARS ?=
+STEP := $(BIN)/python -m scripts.run
+STEPS := download convert explore debug train assemble evaluate analyze concepts package verify report reference
 PORT ?= 8000
+# A process for each core, and some GB of memory for each
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all app serve bench bench-full bench-accuracy test test-slow check clean
+.PHONY: quickstart all $(STEPS) experiments document clean app serve bench bench-full ablation test test-slow check
 
-quickstart all app clean: .venv/installed
-	$(RUN) $@
+quickstart: .venv/installed
+	$(STEP) all quickstart
+
+all $(STEPS) clean: .venv/installed
+	$(STEP) $@ $(RUN) $(VARS)
+
+app experiments document: .venv/installed
+	$(BIN)/python -m spacy project run $@
 
 # Not through the project, which kills what Ctrl-C does not end at once
 serve: .venv/installed
-	$(BIN)/python -m scripts.serve $(PIPELINE) --port $(PORT)
+	$(BIN)/python -m app.service $(PIPELINE) --port $(PORT)
 
 bench: .venv/installed-bench .venv-peers/installed
-	$(RUN) benchmark . --vars.run $(BENCH_RUN)
+	$(STEP) benchmark $(RUN) $(VARS)
 
 bench-full: .venv/installed-bench
-	$(RUN) benchmark-full . --vars.run $(BENCH_RUN)
+	$(STEP) benchmark-full $(RUN) $(VARS)
 
-bench-accuracy: .venv/installed-bench
-	$(RUN) accuracy . --vars.run $(BENCH_RUN)
+ablation: .venv/installed-bench
+	$(STEP) ablation $(RUN) $(VARS)
 
 # The fast tests, some minutes
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 	@echo "The slow tests were left out: make test-slow runs them"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: .venv/installed
 	$(BIN)/ruff check .

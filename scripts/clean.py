@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from wasabi import msg
 
-from scripts.steps import AREAS, LOCK, RECORD, check_run, drop_if_empty, locked, made, run
+from common.errors import main
+from common.records import AREAS, LOCK, RECORD, check_run, drop_if_empty, locked, made
 
 
 def clean(
@@ -55,4 +56,4 @@ def _remove(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(clean)
+    main(clean)

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from spacy.cli._util import import_code
 
-from scripts.steps import StepError, read_docs, run
+import bert_ner  # noqa: F401 (registers what a trained pipeline names)
+from common.corpora import read_docs
+from common.errors import StepError, main
 
 
 def debug(
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
     corpus: Annotated[Path, typer.Argument(help="Folder with train.spacy and dev.spacy", exists=True)],
     encoder: Annotated[Path, typer.Argument(help="Folder of the encoder", exists=True)],
-    code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
 ) -> None:
     """Show what spaCy's debug data finds. That a corpus is small is advice; an error in it or in the config stops."""
     paths = {split: corpus / f"{split}.spacy" for split in ("train", "dev")}
@@ -26,7 +26,6 @@ def debug(
             raise StepError(f"{path} holds no document.", "Run convert again.")
     if not any(doc.ents for doc in docs["train"]):
         raise StepError(f"{paths['train']} marks no entity: nothing can be learnt.", "Annotate some: B-TYPE.")
-    import_code(code)
     spacys: Any = import_module("spacy.cli.debug_data")  # spacy.cli has a function of this name
     spacys.BLANK_MODEL_MIN_THRESHOLD = 0  # documents of train, below which it would exit with an error
     overrides = {f"paths.{split}": str(path) for split, path in paths.items()} | {"paths.encoder": str(encoder)}
@@ -37,4 +36,4 @@ def debug(
 
 
 if __name__ == "__main__":
-    run(debug)
+    main(debug)

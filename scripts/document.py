@@ -1,122 +1,325 @@
-"""Write the results in README.md from the reference runs in metrics/, so that no figure there is typed by hand."""
+"""Write the tables of README.md and docs/ from the published metrics and from project.yml, so that nobody types them.
+
+A figure that was measured with other code than the present one gets a dagger, so that no figure outlives its code.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
+from thinc.api import Config
 from wasabi import msg
 
-from scripts.package import percent, score_rows
-from scripts.steps import StepError, read_json, run
+import bert_ner
+from common import training
+from common.errors import StepError, main
+from common.formatting import percent, score_rows
+from common.records import code_digest, digest, read_json, record_inputs, sha256
 
-START, END = "<!-- RESULTS START: written by `document` -->", "<!-- RESULTS END -->"
+START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
+MARK, LEGEND = "†", "† Measured with other code than the present one."
+NEEDED = ("test", "evaluation", "package", "concepts")
+OPTIONAL = ("ablation", "speed", "service", "training", "training-full")
+
+SHIPPED = [
+    "run",
+    "corpus",
+    "encoder",
+    "dev F1",
+    "dev F1 (gold sentences)",
+    "test F1",
+    "test F1 (gold sentences)",
+    "sentences F1",
+    "part of speech",
+    "training",
+    "wheel",
+]
+CONDITIONS = [
+    "run (test)",
+    "F1 (gold sentences)",
+    "all lower case",
+    "ALL UPPER CASE",
+    "raw text",
+    "F1 of its tokens",
+    "by spaCy's own rules",
+    "calibration error",
+    "threshold for a precision on dev",
+    "precision on test",
+    "recall on test",
+]
+ABLATION = [
+    "pipeline",
+    "seeds",
+    "dev F1 (gold sentences)",
+    "test F1 (gold sentences)",
+    "as shipped",
+    "all lower case",
+    "ALL UPPER CASE",
+    "raw text",
+    "calibration error",
+    "precision and recall at the threshold",
+    "ours is better by",
+]
+
+
+@dataclass
+class Present:
+    """The code of today, as the inputs of metrics and of models would name it.
+
+    steps (dict[str, set[str]]): By the name of a JSON file, the digests of the modules that write it.
+    inputs (dict[str, str]): Other inputs of metrics, by name.
+    model (dict[str, str]): Inputs of a model, by name.
+    """
+
+    steps: dict[str, set[str]]
+    inputs: dict[str, str]
+    model: dict[str, str]
+
+
+@dataclass
+class Run:
+    """The published metrics of a run.
+
+    name (str): Its name.
+    records (dict[str, dict[str, Any]]): The JSON files that it has, by name.
+    stale (set[str]): The names of those that were measured with other code than the present one.
+    """
+
+    name: str
+    records: dict[str, dict[str, Any]]
+    stale: set[str]
+
+    def mark(self, record: str, figure: str) -> str:
+        """A figure from a record, with a dagger if the record is stale."""
+        return figure + MARK * (record in self.stale and figure != "–")
 
 
 def document(
-    readme: Annotated[Path, typer.Argument(help="File to write into", exists=True)],
-    runs: Annotated[list[Path], typer.Argument(help="Folders of metrics, one a run, in the order of the table")],
+    readme: Annotated[Path, typer.Argument(help="README.md", exists=True, dir_okay=False)],
+    docs: Annotated[Path, typer.Argument(help="Folder with results.md, performance.md, commands.md", exists=True)],
+    project: Annotated[Path, typer.Argument(help="project.yml", exists=True)],
+    config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of metrics, one for each run, in the order of the table")],
 ) -> None:
-    """Write the tables of results and speed into a README."""
-    readme.write_text(insert(readme.read_text("utf8"), report(runs)), encoding="utf8")
-    msg.good(f"Wrote the results of {', '.join(path.name for path in runs)} into {readme}")
+    """Write the tables of results, speed and commands into README.md and docs/."""
+    present = find_present(project, config)
+    found = [read_run(folder, present) for folder in runs]
+    tables = {
+        readme: tabulate_overview(found),
+        docs / "results.md": tabulate_results(found),
+        docs / "performance.md": tabulate_performance(found),
+        docs / "commands.md": tabulate_commands(project),
+    }
+    texts = {path: insert(path, text) for path, text in tables.items()}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf8")
+    msg.good(f"Wrote the tables of {', '.join(str(path) for path in tables)}")
+    for run in found:
+        if run.stale:
+            msg.warn(f"{run.name}: measured with other code than the present one: {', '.join(sorted(run.stale))}")
 
 
-def report(runs: list[Path]) -> str:
-    """All tables: the results of the runs, and accuracy and speed of those that were benchmarked."""
-    tables = [results(runs)]
-    tables += [accuracies(path) for path in runs if (path / "accuracy.json").exists()]
-    tables += [speeds(path) for path in runs if (path / "speed.json").exists()]
-    return "\n\n".join(tables)
+def find_present(project: Path, config: Path) -> Present:
+    """Identify the code of today: of the steps that write metrics, of the pipeline, and of training.
 
-
-def results(runs: list[Path]) -> str:
-    """Tables in Markdown with a row for each run: as shipped, under other conditions; then scores by label.
-
-    runs (list[Path]): Folders with test.json, evaluation.json, package.json and concepts.json.
-    RAISES (StepError): If one has no results.
+    project (Path): project.yml, which says what step writes which file.
+    config (Path): The training config.
+    RETURNS (Present): Their digests.
     """
-    rows, conditions, labels = [], [], []
-    wanted = ""
-    for path in runs:
-        names = ("test", "evaluation", "package", "concepts")
-        test, evaluation, package, marked = (read_json(path / f"{name}.json") for name in names)
-        if not (test and evaluation and package and marked):
-            lacking = ", ".join(f"{name}.json" for name in names if not (path / f"{name}.json").exists())
-            raise StepError(f"{path} lacks {lacking or 'results'}.", "Run all for it first.")
-        dev, training = evaluation["dev"], evaluation["training"]
+    commands = yaml.safe_load(project.read_text("utf8"))["commands"]
+    modules = {command["name"]: _find_modules(project.parent, command["script"]) for command in commands}
+    steps: dict[str, set[str]] = {}
+    for command in commands:
+        names = {Path(path).stem for path in command.get("outputs", []) if re.fullmatch(r"metrics/.*\.json", path)}
+        if names & {*NEEDED, *OPTIONAL}:
+            codes = {record_inputs(code=path)["code"] for path in modules[command["name"]]}
+            for name in names:
+                steps.setdefault(name, set()).update(codes)
+    (service,) = modules["serve"]
+    inputs = record_inputs(pipeline=Path(bert_ner.__file__), service=service) | {"config": sha256(config)}
+    # As common.training.prepare identifies what decides the weights
+    resolved = Config().from_disk(config, interpolate=False).to_bytes()
+    code = code_digest(*training.CODE, Path(training.__file__))
+    return Present(steps, inputs, {"code": code, "config": hashlib.sha256(resolved).hexdigest()})
+
+
+def _find_modules(folder: Path, script: Iterable[str]) -> list[Path]:
+    """The project's own files that the lines of a command run by `python -m`."""
+    names = re.findall(r"^python -m ([\w.]+)", "\n".join(script), re.M)
+    paths = (folder / f"{name.replace('.', '/')}.py" for name in names)
+    return [path for path in paths if path.exists()]
+
+
+def read_run(folder: Path, present: Present) -> Run:
+    """Read the metrics of a run.
+
+    folder (Path): Folder with the files of NEEDED, and perhaps those of OPTIONAL.
+    present (Present): The code of today.
+    RETURNS (Run): The run.
+    RAISES (StepError): If a file of NEEDED is missing.
+    """
+    records = {name: record for name in NEEDED + OPTIONAL if (record := read_json(folder / f"{name}.json"))}
+    lacking = ", ".join(f"{name}.json" for name in NEEDED if name not in records)
+    if lacking:
+        raise StepError(f"{folder} lacks {lacking}.", "Run all for this run, and then reference.")
+    return Run(folder.name, records, find_stale(records, present))
+
+
+def find_stale(records: dict[str, dict[str, Any]], present: Present) -> set[str]:
+    """Find out which metrics were measured with other code than the present one. What does not say so counts too.
+
+    records (dict[str, dict[str, Any]]): Metrics of a run by the name of the file, evaluation among them.
+    present (Present): The code of today.
+    RETURNS (set[str]): Names of files.
+    """
+    trained = records["evaluation"].get("training", {}).get("inputs", {})
+    model = digest(trained) if all(trained.get(name) == value for name, value in present.model.items()) else None
+
+    def is_fresh(name: str) -> bool:
+        inputs = records[name].get("inputs", {})
+        of_today = [inputs[key] == value for key, value in present.inputs.items() if key in inputs]
+        if "model" in inputs:
+            of_today.append(inputs["model"] == model)
+        return inputs.get("code") in present.steps.get(name, ()) and bool(of_today) and all(of_today)
+
+    stale = {name for name in records if name != "test" and not is_fresh(name)}
+    # spaCy writes test.json in the same step, without inputs
+    if "evaluation" in stale or _f1(records["test"]) != _f1(records["evaluation"]["test"]["predicted_sentences"]):
+        stale.add("test")
+    return stale
+
+
+def _f1(scores: dict[str, Any]) -> float | None:
+    return None if scores["ents_f"] is None else round(scores["ents_f"], 6)
+
+
+def tabulate_overview(runs: list[Run]) -> str:
+    """The table of README.md, in Markdown: F1 and speed of each run, beside the usual ways to use the same encoder."""
+    rows, notes = [], []
+    for run in runs:
+        evaluation = run.records["evaluation"]
+        usual = run.records.get("ablation", {}).get("summary", {}).get("usual fine-tune")
         figures = [
-            percent(dev["predicted_sentences"]["ents_f"]),
-            percent(dev["gold_sentences"]["ents_f"]),
-            percent(test["ents_f"]),
-            percent(evaluation["test"]["gold_sentences"]["ents_f"]),
-            percent(test.get("sents_f")),
-            percent(test.get("tag_acc")),
+            run.mark("test", percent(run.records["test"]["ents_f"])),
+            run.mark("evaluation", percent(evaluation["test"]["gold_sentences"]["ents_f"])),
+            run.mark("ablation", percent(usual["test"]["gold_sentences"]["mean"] if usual else None)),
         ]
-        made = f"{training['seconds'] / 60:.0f} min on {training['device']}, {package['bytes'] / 1e6:.0f} MB"
-        rows.append(
-            f"| `{path.name}` | {evaluation['corpus']} | {evaluation['encoder']} | {' | '.join(figures)} | {made} |"
+        if speed := run.records.get("speed"):
+            figures += [run.mark("speed", _words(speed, name)) for name in ("default", speed["reference"])]
+            notes.append(compare_with_others(run))
+        else:
+            figures += ["–", "–"]
+        rows.append([f"`{run.name}`", evaluation["corpus"], evaluation["encoder"], *figures])
+    header = [
+        "run",
+        "corpus",
+        "encoder",
+        "test F1, as shipped",
+        "test F1, gold sentences",
+        "usual fine-tune, gold sentences",
+        "words/s",
+        "spacy-transformers, words/s",
+    ]
+    return _explain(_join(_table(header, rows), *notes))
+
+
+def compare_with_others(run: Run) -> str:
+    """A sentence on where the words per second were measured, and what others reach with the same encoder."""
+    speed, full = run.records["speed"], run.records.get("training-full")
+    parts = [f"Words/s of `{run.name}`: {_machine(speed)}, dtype {speed['default_dtype']}."]
+    rates = [
+        f"{title} annotates {run.mark('speed', _words(speed, name))} words/s"
+        for name, title in {"flair": "Flair", "span-marker": "SpanMarker"}.items()
+        if "words_per_second" in speed["contenders"].get(name, {})
+    ]
+    if rates:
+        parts.append(f"With the same encoder and an untrained head, {' and '.join(rates)}.")
+    if full and "explosion" in full["contenders"]:
+        ours, theirs = (run.mark("training-full", percent(full["contenders"][k]["f1"])) for k in ("ours", "explosion"))
+        parts.append(
+            f"After {full['epochs']} epochs, the config of explosion's `ner_conll03` with this encoder reaches "
+            f"{theirs} dev F1, and ours {ours}."
+        )
+    return " ".join(parts)
+
+
+def _words(speed: dict[str, Any], name: str) -> str:
+    return f"{speed['contenders'][name]['words_per_second']['median']:,.0f}"
+
+
+def tabulate_results(runs: list[Run]) -> str:
+    """The tables of docs/results.md, in Markdown: each run by condition and by label, and what its parts are worth."""
+    shipped, conditions, labels, concepts = [], [], [], []
+    for run in runs:
+        test, evaluation, package, marked = (run.records[name] for name in NEEDED)
+        name, dev, trained = f"`{run.name}`", evaluation["dev"], evaluation["training"]
+        shipped.append(
+            [
+                name,
+                evaluation["corpus"],
+                evaluation["encoder"],
+                *(
+                    run.mark("evaluation", percent(dev[key]["ents_f"]))
+                    for key in ("predicted_sentences", "gold_sentences")
+                ),
+                run.mark("test", percent(test["ents_f"])),
+                run.mark("evaluation", percent(evaluation["test"]["gold_sentences"]["ents_f"])),
+                *(run.mark("test", percent(test.get(key))) for key in ("sents_f", "tag_acc")),
+                run.mark("evaluation", f"{trained['seconds'] / 60:.0f} min on {trained['device']}"),
+                run.mark("package", f"{package['bytes'] / 1e6:.0f} MB"),
+            ]
         )
         tested = evaluation["test"]
         calibration = tested["calibration"]
-        wanted = f"{100 * calibration['wanted']:g}%"
-        figures = [percent(tested[name]["ents_f"]) for name in ("gold_sentences", "lower", "upper", "raw")]
-        figures += [percent(tested["raw"][name]) for name in ("token_f", "plain_token_f")]
-        figures += [f"{calibration['expected_calibration_error']:.3f}", f"{calibration['threshold']:.2f}"]
-        figures += [percent(calibration[name]) for name in ("precision", "recall")]
-        conditions.append(f"| `{path.name}` | {' | '.join(figures)} |")
-        scores = ", ".join(f"{label} {' / '.join(figures)}" for label, *figures in score_rows(test)[:-1])
-        labels.append(f"- `{path.name}`, test, precision / recall / F by label: {scores}.")
-        concepts = ", ".join(
-            f"{label} {' / '.join(percent(scores[key]) for key in ('precision', 'recall', 'f'))}"
-            for label, scores in marked["labels"]["test"].items()
-        )
-        held_out = f"{marked['sentences']['test']} sentences marked by hand and held out"
-        labels.append(f"- `{path.name}`, concepts in {held_out}: {concepts}.")
-    return "\n".join(
-        [
-            "| run | corpus | encoder | dev F | dev F, gold sentences | test F | test F, gold sentences | sentences F "
-            "| part of speech | training, wheel |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "| run, test | F, gold sentences | all lower case | ALL UPPER CASE | raw text | F of its tokens "
-            f"| by spaCy's own rules | calibration error | threshold for {wanted} on dev | precision there "
-            "| recall there |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-            *conditions,
-            "",
-            *labels,
+        figures = [
+            *(percent(tested[key]["ents_f"]) for key in ("gold_sentences", "lower", "upper", "raw")),
+            *(percent(tested["raw"][key]) for key in ("token_f1", "plain_token_f1")),
+            f"{calibration['expected_calibration_error']:.3f}",
+            f"{calibration['threshold']:.2f} for {100 * calibration['min_precision']:g}%",
+            *(percent(calibration[key]) for key in ("precision", "recall")),
         ]
-    )
-
-
-def accuracies(path: Path) -> str:
-    """A table in Markdown: the pipeline over several seeds, the usual fine-tune, the pipeline without its parts.
-
-    path (Path): Folder with accuracy.json.
-    """
-    columns = ("gold_sentences", "predicted_sentences", "lower", "upper", "raw")
-    lines = [
-        f"`{path.name}`, mean over seeds ± standard deviation, 95% interval over the documents of test:",
-        "",
-        "| | seeds | dev F, gold sentences | test F, gold sentences | as shipped | all lower case | ALL UPPER CASE "
-        "| raw text | calibration error | precision and recall at the threshold | ours is better by |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        conditions.append([name, *(run.mark("evaluation", figure) for figure in figures)])
+        for label, *scores in score_rows(test):
+            labels.append([name, label, *(run.mark("test", score) for score in scores)])
+        for label, found in marked["labels"]["test"].items():
+            figures = [percent(found[key]) for key in ("precision", "recall", "f1")]
+            concepts.append(
+                [name, marked["sentences"]["test"], label, *(run.mark("concepts", figure) for figure in figures)]
+            )
+    tables = [
+        _table(SHIPPED, shipped),
+        _table(CONDITIONS, conditions),
+        _table(["run (test)", "label", "precision", "recall", "F1"], labels),
+        _table(["run", "held-out sentences", "concept", "precision", "recall", "F1"], concepts),
+        *(tabulate_ablation(run) for run in runs if "ablation" in run.records),
     ]
-    for name, entry in read_json(path / "accuracy.json")["summary"].items():
+    return _join(*map(_explain, tables))
+
+
+def tabulate_ablation(run: Run) -> str:
+    """A table in Markdown: the pipeline with several seeds, the usual fine-tune, and the pipeline without its parts."""
+    columns = ("gold_sentences", "predicted_sentences", "lower", "upper", "raw")
+    rows = []
+    for name, entry in run.records["ablation"]["summary"].items():
         test = [_mean(entry["test"].get(column)) for column in columns]
         test[0] += f" ({_interval(entry['interval'])})"
         calibration, gain = entry.get("calibration"), entry.get("gain")
         worth = ["–", "–"]
         if calibration:
-            figures = " and ".join(percent(calibration.get(key)) for key in ("precision", "recall"))
-            worth = [f"{calibration['expected_calibration_error']:.3f}", figures]
+            precision, recall = (percent(calibration.get(key)) for key in ("precision", "recall"))
+            worth = [f"{calibration['expected_calibration_error']:.3f}", f"{precision} and {recall}"]
         gained = f"{percent(gain['mean'])} ({_interval(gain['interval'])})" if gain else "–"
-        figures = " | ".join([_mean(entry["dev"]["gold_sentences"]), *test, *worth, gained])
-        lines.append(f"| {name} | {entry['seeds']} | {figures} |")
-    return "\n".join(lines)
+        figures = [_mean(entry["dev"]["gold_sentences"]), *test, *worth, gained]
+        rows.append([name, entry["seeds"], *(run.mark("ablation", figure) for figure in figures)])
+    title = f"`{run.name}`: mean over seeds ± standard deviation, and the 95% interval over the documents of test."
+    return f"{title}\n\n{_table(ABLATION, rows)}"
 
 
 def _mean(scores: dict[str, Any] | None) -> str:
@@ -129,87 +332,146 @@ def _interval(ends: list[float]) -> str:
     return " to ".join(percent(end) for end in ends)
 
 
-def speeds(path: Path) -> str:
-    """Tables in Markdown: words a second of this project and of others, annotating and training; starts and memory.
+def tabulate_performance(runs: list[Run]) -> str:
+    """The tables of docs/performance.md, in Markdown: speed, starts, memory and service of each run that has them."""
+    tables = []
+    for run in runs:
+        if "speed" in run.records:
+            tables += [tabulate_speed(run), tabulate_starts(run)]
+        if "service" in run.records:
+            tables.append(tabulate_service(run))
+        if "training" in run.records:
+            tables.append(tabulate_training(run))
+    return _join(*map(_explain, tables))
 
-    path (Path): Folder with speed.json, training.json and perhaps training-full.json.
-    RAISES (StepError): If there is no speed.json or training.json.
-    """
-    speed, training, whole = (read_json(path / f"{name}.json") for name in ("speed", "training", "training-full"))
-    if not (speed and training):
-        raise StepError(f"{path} lacks speed.json or training.json.", "Run benchmark for it first.")
-    lines = [
-        f"`{path.name}`, {speed['machine']['cpus']} cores of {speed['machine']['cpu']}, {speed['words']:,} words "
-        f"of dev, medians of {len(speed['contenders'][speed['reference']]['repetitions'])} (lowest to highest), "
-        f"default precision {speed['default_precision']}:",
-        "",
-        f"| annotating | words/s | to {speed['reference']} | share of the bare encoder | dev F, these documents |",
-        "|---|---|---|---|---|",
-    ]
+
+def tabulate_speed(run: Run) -> str:
+    """Words per second of this pipeline and of other ways to use its encoder."""
+    speed = run.records["speed"]
+    reference = speed["reference"]
+    rows = []
     for name, result in speed["contenders"].items():
+        figures = ["this machine cannot", "–", "–", "–"]
         if "words_per_second" in result:
             share = result.get("share_of_bare_encoder")
-            ratio = result[f"ratio_to_{speed['reference']}"]
-            figures = (rate(result), f"{ratio:.2f}", "–" if share is None else f"{share:.2f}", percent(result["f"]))
-        else:
-            figures = ("this machine cannot", "–", "–", "–")
-        lines.append(f"| {name} | {' | '.join(figures)} |")
-    starts = speed["starts"]
-    sentence = " and ".join(f"{key} {1000 * starts['sentence'][key]:.1f} ms" for key in ("p50", "p99"))
-    peaks = " and ".join(f"{once['peak_rss_mb']:,.0f} MB for {once['megabytes']:g} MB" for once in speed["memory"])
-    lines += [
-        "",
-        f"One sentence, warm: {sentence}. `spacy.load` after imports: {starts['medians']['load_after_imports']:.1f} s; "
-        f"process start to first entity: {starts['medians']['process_to_first_entity']:.1f} s. "
-        f"Memory at most, annotating a stream: {peaks} of text.",
-        *service_line(read_json(path / "service.json")),
-        "",
-        f"| training, {training['machine']['cpu']} | words/s | to ours | memory at most |",
-        "|---|---|---|---|",
+            figures = [
+                _rate(result),
+                f"{result[f'ratio_to_{reference}']:.2f}",
+                "–" if share is None else f"{share:.2f}",
+                percent(result["f1"]),
+            ]
+        rows.append([name, *(run.mark("speed", figure) for figure in figures)])
+    title = (
+        f"`{run.name}`, annotating {speed['words']:,} words of dev on {_machine(speed)}: medians of "
+        f"{len(speed['contenders'][reference]['repetitions'])} (lowest to highest). "
+        f"The default dtype is {speed['default_dtype']} there."
+    )
+    header = [
+        "annotating",
+        "words/s",
+        f"ratio to {reference}",
+        "share of the bare encoder's speed",
+        "dev F1 (these documents)",
     ]
-    ours = training["contenders"]["ours"]["words_per_second"]["median"]
-    for name, result in training["contenders"].items():
+    return f"{title}\n\n{_table(header, rows)}"
+
+
+def tabulate_starts(run: Run) -> str:
+    """How long a start and a sentence take, and how much memory a stream of text."""
+    speed = run.records["speed"]
+    medians, sentence = speed["starts"]["medians"], speed["starts"]["sentence"]
+    rows = [
+        ["one sentence, warm, p50 and p99", " and ".join(f"{1000 * sentence[key]:.1f} ms" for key in ("p50", "p99"))],
+        ["`spacy.load` after imports", f"{medians['load_after_imports']:.1f} s"],
+        ["process start to first entity", f"{medians['process_to_first_entity']:.1f} s"],
+        *(
+            [f"peak memory, annotating a stream of {once['megabytes']:g} MB of text", f"{once['peak_rss_mb']:,.0f} MB"]
+            for once in speed["memory"]
+        ),
+    ]
+    return _table(
+        [f"`{run.name}` on {_machine(speed)}", ""], [[name, run.mark("speed", figure)] for name, figure in rows]
+    )
+
+
+def tabulate_service(run: Run) -> str:
+    """What the service bears."""
+    service = run.records["service"]
+    statuses = service["statuses"]
+    answered, refused = (statuses.get(status, 0) for status in ("200", "429"))
+    p50, p95 = (f"{1000 * service[f'seconds_{name}']:.0f} ms" for name in ("p50", "p95"))
+    rows = [
+        ["answers per second", f"{service['answers_per_second']:.0f}"],
+        ["time of an answer, p50 and p95", f"{p50} and {p95}"],
+        ["requests told to come again (429)", f"{refused:,}"],
+        ["errors", f"{sum(statuses.values()) - answered - refused:,}"],
+        ["memory before and after", " and ".join(f"{service['rss_mb'][key]:,.0f} MB" for key in ("before", "after"))],
+    ]
+    title = f"`{run.name}`, service, {service['clients']} clients for {service['seconds']:.0f} s on {_machine(service)}"
+    return _table([title, ""], [[name, run.mark("service", figure)] for name, figure in rows])
+
+
+def tabulate_training(run: Run) -> str:
+    """Words per second in training; F1 after whole epochs, where that was measured."""
+    record, full = run.records["training"], run.records.get("training-full", {})
+    ours = record["contenders"]["ours"]["words_per_second"]["median"]
+    rows = []
+    for name, result in record["contenders"].items():
         ratio = result["words_per_second"]["median"] / ours
-        lines.append(f"| {name} | {rate(result)} | {ratio:.2f} | {result['peak_rss_mb']:,} MB |")
-    if whole:
-        scores = ", ".join(f"{name} {percent(result['f'])}" for name, result in whole["contenders"].items())
-        lines += ["", f"Dev F after {whole['epochs']} epochs of the whole corpus: {scores}."]
-    return "\n".join(lines)
+        figures = [_rate(result), f"{ratio:.2f}", f"{result['peak_rss_mb']:,} MB"]
+        score = percent(full["contenders"].get(name, {}).get("f1")) if full else "–"
+        rows.append([name, *(run.mark("training", figure) for figure in figures), run.mark("training-full", score)])
+    after = f"dev F1 after {full['epochs']} epochs of the whole corpus" if full else "dev F1 after whole epochs"
+    header = [f"`{run.name}`, training on {_machine(record)}", "words/s", "ratio to ours", "peak memory", after]
+    return _table(header, rows)
 
 
-def service_line(record: dict[str, Any]) -> list[str]:
-    """What service.json says, in a paragraph; nothing if it is empty."""
-    if not record:
-        return []
-    p50, p95 = (f"{1000 * record[f'seconds_{name}']:.0f} ms" for name in ("p50", "p95"))
-    answered, refused = (record["statuses"].get(status, 0) for status in ("200", "429"))
-    others = sum(record["statuses"].values()) - answered - refused
-    memory = " and ".join(f"{megabytes:,.0f} MB {when}" for when, megabytes in record["rss_mb"].items())
-    return [
-        "",
-        f"The service under {record['clients']} clients at once, {record['seconds']:.0f} s: "
-        f"{record['answers_per_second']:.0f} answers a second, p50 {p50}, p95 {p95}; {refused:,} told to come again "
-        f"(429), {others} errors; memory {memory}.",
+def tabulate_commands(project: Path) -> str:
+    """The commands and workflows of project.yml, in Markdown.
+
+    `spacy project document` writes the same, but its link to project.yml works in the project's folder only.
+    """
+    config = yaml.safe_load(project.read_text("utf8"))
+    commands = [[f"`{command['name']}`", f"{command['help']}."] for command in config["commands"]]
+    workflows = [
+        [f"`{name}`", " → ".join(f"`{step}`" for step in steps)] for name, steps in config["workflows"].items()
     ]
+    return _join(_table(["command", "what it does"], commands), _table(["workflow", "its commands"], workflows))
 
 
-def rate(result: dict[str, Any]) -> str:
-    """Words a second: the median, lowest and highest in brackets."""
+def _machine(record: dict[str, Any]) -> str:
+    return f"{record['machine']['cpus']} cores of {record['machine']['cpu']}"
+
+
+def _rate(result: dict[str, Any]) -> str:
     median, least, most = (result["words_per_second"][key] for key in ("median", "min", "max"))
     return f"{median:,.0f} ({least:,.0f} to {most:,.0f})"
 
 
-def insert(text: str, results: str) -> str:
-    """Replace what stands between the marks.
+def _table(header: list[str], rows: Iterable[Iterable[Any]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def _explain(text: str) -> str:
+    """Tables, with a line that explains the dagger if they have one."""
+    return f"{text}\n\n{LEGEND}" if MARK in text else text
+
+
+def _join(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
+def insert(path: Path, tables: str) -> str:
+    """The text of a file with other tables between its marks.
 
     RAISES (StepError): If the marks are not there.
     """
-    before, start, rest = text.partition(START)
+    before, start, rest = path.read_text("utf8").partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
-        raise StepError(f"There is no place for the results: {START} … {END}", "Put these two lines into the file.")
-    return f"{before}{start}\n\n{results}\n\n{end}{after}"
+        raise StepError(f"{path} has no place for tables: {START} … {END}", "Put these two lines into the file.")
+    return f"{before}{start}\n\n{tables}\n\n{end}{after}"
 
 
 if __name__ == "__main__":
-    run(document)
+    main(document)

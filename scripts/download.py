@@ -11,40 +11,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
-import requests
 import tqdm
 import typer
-from urllib3.util import Retry
 from wasabi import msg
 
-from scripts.convert import Document, Sentence, count, read_conll, write_conll
-from scripts.steps import (
-    SPLITS,
-    StepError,
-    claim,
-    drop_if_empty,
-    locked,
-    read_json,
-    run,
-    sha256,
-    staged,
-    write_json,
-    writes,
-)
+from common.conll import Document, Sentence, count, read_conll, write_conll
+from common.errors import StepError, main
+from common.hub import INSTEAD, SilenceError, causes_of, check_hub, explain, fetch_snapshot, first_line
+from common.records import SPLITS, claim, drop_if_empty, locked, read_json, sha256, staged, write_json, writes
 
-SECONDS = 8  # the longest wait for a sign of life of the hub; some calls of its client know no limit
 STORE = "encoders"  # the folder beside those of the runs, in which each encoder lies once
-TESTED = ("bert", "distilbert", "roberta")  # the architectures (model_type) that docs/encoders.md names
+TESTED = ("bert", "distilbert", "electra", "roberta")  # the architectures (model_type) that docs/encoders.md names
 
 # By split, the names that corpora in CoNLL columns have.
 FILES = {
@@ -66,15 +50,6 @@ ENCODER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-RUN = "python -m spacy project run all . --vars.run mine"
-INSTEAD = f"""To try the project without the hub:
-    make quickstart
-With the files of CoNLL-2003 and the small encoder, which comes from the package index:
-    {RUN} --vars.source path/to/conll2003 --vars.encoder minilm
-With a corpus of your own, in CoNLL columns or parquet:
-    {RUN} --vars.source path/to/corpus --vars.corpus mine --vars.encoder minilm
-An encoder of your own is a folder with config.json, model.safetensors and a tokenizer:
-    {RUN} --vars.source path/to/conll2003 --vars.encoder path/to/encoder"""
 
 
 @writes("folder", *(f"{split}.conll" for split in SPLITS), "corpus.json", "encoder", "encoder.json")
@@ -82,26 +57,26 @@ def download(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, for the three .conll files and encoder/")],
     source: Annotated[str, typer.Option(help="hub, sample, or a folder with the corpus")],
     encoder: Annotated[str, typer.Option(help="A hub id, minilm, or a folder")],
-    corpus: Annotated[str, typer.Option(help="conll2003, which is checked, or the name of another corpus")],
-    homes: Annotated[str, typer.Option(help="Where the hub may have CoNLL-2003: id@revision, in order, with commas")],
+    corpus_name: Annotated[str, typer.Option(help="conll2003, which is checked, or the name of another corpus")],
+    hub_datasets: Annotated[str, typer.Option(help="Where the hub may have it: id@revision, in order, with commas")],
     encoder_revision: Annotated[str, typer.Option(help="The encoder's revision on the hub")],
     reference: Annotated[Path, typer.Option(help="Counts and documents of CoNLL-2003", exists=True)],
     sample: Annotated[Path, typer.Option(help="Folder of the sample corpus", exists=True)],
-    package: Annotated[Path, typer.Option(help="Requirements file that pins the small encoder", exists=True)],
+    encoder_requirements: Annotated[Path, typer.Option(help="It pins the small encoder", exists=True)],
 ) -> None:
     """Get the corpus and the encoder of a run, unless they are there."""
     if folder.resolve() == sample.resolve():
         raise StepError(f"{folder} is the sample corpus itself.", "Choose another name for this run with --vars.run.")
     if source == "sample":
-        corpus = "sample"
-    expected = read_json(reference) if corpus == "conll2003" else {}
+        corpus_name = "sample"
+    expected = read_json(reference) if corpus_name == "conll2003" else {}
     claim(folder, "corpus.json")
-    get_corpus(folder, source, corpus, homes.split(","), expected, sample)
-    get_encoder(folder, encoder, encoder_revision, package)
+    get_corpus(folder, source, corpus_name, hub_datasets.split(","), expected, sample)
+    get_encoder(folder, encoder, encoder_revision, encoder_requirements)
 
 
 def get_corpus(
-    folder: Path, source: str, corpus: str, homes: list[str], expected: dict[str, Any], sample: Path
+    folder: Path, source: str, corpus: str, hub_datasets: list[str], expected: dict[str, Any], sample: Path
 ) -> None:
     """Make `folder`'s train.conll, dev.conll and test.conll, and corpus.json, which says where they come from.
 
@@ -109,7 +84,7 @@ def get_corpus(
     """
     files: dict[str, list[Path]] = {}
     if source == "hub":
-        wanted: dict[str, Any] = {"corpus": corpus, "source": "hub", "homes": homes}
+        wanted: dict[str, Any] = {"corpus": corpus, "source": "hub", "hub_datasets": hub_datasets}
     else:
         files = _corpus_files(sample if source == "sample" else Path(source))
         digests = {split: [sha256(path) for path in paths] for split, paths in files.items()}
@@ -120,7 +95,7 @@ def get_corpus(
     with _renewed(folder, [f"{split}.conll" for split in SPLITS], "corpus.json", wanted) as new:
         if source == "hub":
             check_hub()
-            wanted |= corpus_from_hub(homes, expected, new)
+            wanted |= corpus_from_hub(hub_datasets, expected, new)
         elif files["train"][0].suffix == ".parquet":
             write_rows(load_parquet(files), expected, new)
         else:
@@ -248,7 +223,7 @@ def load_parquet(files: dict[str, list[Path]]) -> dict[str, Any]:
                 found[split] = Dataset.from_parquet(names, cache_dir=cache, keep_in_memory=True)
             except (DatasetGenerationError, ValueError, TypeError) as error:
                 raise StepError(
-                    f"The {split} split, {', '.join(path.name for path in paths)}, cannot be read ({_reason(error)}).",
+                    f"The {split} split, {', '.join(p.name for p in paths)}, cannot be read ({first_line(error)}).",
                     "Write it again as parquet; all files of a split must have the same columns.",
                 ) from error
     return found
@@ -370,104 +345,26 @@ def check(documents: Sequence[Document], expected: dict[str, Any], name: str) ->
         )
 
 
-# The hub
-
-
-def check_hub() -> None:
-    """Ask the hub for a sign of life, so that nobody waits for the retries of its client, and limit its patience.
-
-    With HF_HUB_OFFLINE=1 nothing is asked: the client takes what is in its cache.
-
-    RAISES (StepError): If there is no answer within SECONDS, name resolution included.
-    """
-    from huggingface_hub import configure_http_backend, constants
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    asked: dict[tuple[str | None, str | None], float] = {}
-    configure_http_backend(lambda: _session(asked))
-    constants.HF_HUB_DISABLE_XET = True  # its client, in Rust, would not know this patience
-    failures = [f"no answer in {SECONDS} seconds"]
-
-    def ask() -> None:
-        try:
-            _session(asked).head(constants.ENDPOINT)
-            failures.clear()
-        except Exception as error:  # whatever it is, it is told
-            failures[:] = [_refusal(error)]
-
-    asking = threading.Thread(target=ask, daemon=True)  # a name server that hangs knows no timeout
-    asking.start()
-    asking.join(SECONDS)
-    if failures:
-        raise StepError(f"The Hugging Face hub, {constants.ENDPOINT}, cannot be reached ({failures[0]}).", INSTEAD)
-
-
-class _Impatient(requests.adapters.HTTPAdapter):
-    """Waits SECONDS at most for a connection and for each piece of an answer, and asks a broken server some times.
-
-    The errors it raises are none that the hub's client waits for, or takes as a reason to look in its cache.
-
-    asked (dict[tuple[str | None, str | None], float]): When an address and a range of bytes were asked for first. The
-        client asks again for what stops in the middle; if nothing came in SECONDS, nothing will.
-    """
-
-    def __init__(self, asked: dict[tuple[str | None, str | None], float]) -> None:
-        self.asked = asked
-        broken = [HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.BAD_GATEWAY]
-        broken += [HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT]
-        super().__init__(
-            max_retries=Retry(
-                total=3,
-                connect=0,
-                read=False,
-                status_forcelist=broken,
-                allowed_methods=None,
-                backoff_factor=0.5,
-                respect_retry_after_header=False,
-            )
-        )
-
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        now = time.monotonic()
-        first = self.asked.setdefault((request.url, request.headers.get("Range")), now)
-        if request.method == "GET" and now - first >= SECONDS:
-            raise StepError("it stops in the middle of a file", INSTEAD)
-        try:
-            return super().send(request, *args, **kwargs | {"timeout": SECONDS})
-        except requests.exceptions.RetryError as error:
-            raise StepError(f"it answers with an error again and again ({_reason(error)})", INSTEAD) from error
-        except requests.Timeout as error:
-            raise StepError(f"no answer in {SECONDS} seconds", INSTEAD) from error
-        except requests.ConnectionError as error:
-            raise StepError(f"no connection, or no answer in HTTP ({_reason(error)})", INSTEAD) from error
-
-
-def _session(asked: dict[tuple[str | None, str | None], float]) -> requests.Session:
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _Impatient(asked))
-    return session
-
-
-def corpus_from_hub(homes: Sequence[str], expected: dict[str, Any], folder: Path) -> dict[str, Any]:
+def corpus_from_hub(hub_datasets: Sequence[str], expected: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the corpus of the first home that has it and passes the checks.
 
-    homes (Sequence[str]): Data sets in parquet, as `id@revision`.
+    hub_datasets (Sequence[str]): Data sets in parquet, as `id@revision`.
     expected (dict[str, Any]): As for `write_rows`.
     folder (Path): For train.conll, dev.conll and test.conll.
     RETURNS (dict[str, Any]): The id, the revision and its commit.
     RAISES (StepError): If none does, with the reason for each.
     """
     reasons = []
-    for home in homes:
+    for home in hub_datasets:
         name, _, revision = home.strip().partition("@")
         try:
-            snapshot = _snapshot("dataset", name, revision or "main", ["*.parquet"])
+            snapshot = fetch_snapshot("dataset", name, revision or "main", ["*.parquet"])
             write_rows(load_parquet(_corpus_files(snapshot)), expected, folder)
         except Exception as error:  # one home's trouble, of whatever kind, is a reason to ask the next
-            reasons.append(f"{home}: {_refusal(error)}")
+            reasons.append(f"{home}: {explain(error)}")
             msg.warn(reasons[-1])
+            if any(isinstance(cause, SilenceError) for cause in causes_of(error)):
+                break  # all of them lie on one hub, and it has kept the user waiting already
             continue
         return {"id": name, "revision": revision, "commit": snapshot.name}
     raise StepError("The hub gave no usable corpus:\n" + "\n".join(reasons), INSTEAD)
@@ -480,86 +377,16 @@ def _encoder_from_hub(encoder: str, revision: str, folder: Path) -> str:
     try:
         utils.validate_repo_id(encoder)  # type: ignore[attr-defined,unused-ignore]
     except errors.HFValidationError as error:
-        problem = f"Encoder {encoder}: there is no such folder, and it is no id on the hub ({_reason(error)})"
+        problem = f"Encoder {encoder}: there is no such folder, and it is no id on the hub ({first_line(error)})"
         raise StepError(problem, INSTEAD) from error
     check_hub()
     try:
-        snapshot = _snapshot("model", encoder, revision, ENCODER_FILES)
+        snapshot = fetch_snapshot("model", encoder, revision, ENCODER_FILES)
     except Exception as error:  # of many kinds, all with the same remedies
-        problem = f"Encoder {encoder}@{revision} cannot be had from the hub: {_refusal(error)}"
+        problem = f"Encoder {encoder}@{revision} cannot be had from the hub: {explain(error)}"
         raise StepError(problem, INSTEAD) from error
     _copy_encoder(snapshot, folder, shutil.copyfile)
     return snapshot.name
-
-
-def _snapshot(kind: str, name: str, revision: str, patterns: Sequence[str]) -> Path:
-    """Fetch files of a repository into the cache of the hub's client, and compare them with the hub's checksums.
-
-    RETURNS (Path): The folder of a commit, whose name it has.
-    RAISES (StepError): If a file is not what the hub says. It is removed, so that it will be fetched again.
-    """
-    from huggingface_hub import HfApi, constants, snapshot_download
-
-    found = None
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            found = HfApi().repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StepError(f"it answers in JSON, but not as a hub does ({_reason(error)})", INSTEAD) from error
-    folder = Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
-    if found and found.sha != folder.name:
-        raise StepError(f"it went from commit {found.sha} to {folder.name} meanwhile", "Run the same command again.")
-    for file in (found and found.siblings) or ():
-        path = folder / file.rfilename
-        if path.is_file() and not _is_right(path, file):
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            raise StepError(f"{file.rfilename} arrived with other bytes than its checksum says", INSTEAD)
-    return folder
-
-
-def _is_right(path: Path, file: Any) -> bool:
-    """Whether a file has the checksum that the hub gives: SHA-256 of a large file, git's of any other, or none."""
-    if file.lfs:
-        return bool(sha256(path) == file.lfs.sha256)
-    data = path.read_bytes()
-    return file.blob_id in (None, hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest())
-
-
-def _refusal(error: BaseException) -> str:
-    """What an error of the hub's client comes from, in words: it wraps a refusal in errors that do not name it."""
-    from huggingface_hub import errors
-
-    chain = [error]
-    while inner := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(inner)
-    for cause in reversed(chain):
-        if isinstance(cause, errors.OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, and it is not in the cache"
-        if isinstance(cause, json.JSONDecodeError):
-            page = "a web page" if cause.doc.lstrip().startswith("<") else "broken JSON"
-            return f"it answers with {page}; perhaps HF_ENDPOINT or a proxy leads to another server"
-        if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
-            status = cause.response.status_code
-            answer = f"it answers {status} {HTTPStatus(status).phrase}" if status in list(HTTPStatus) else f"{status}"
-            if isinstance(cause, errors.GatedRepoError):
-                return f"{answer}: ask for access on its page, then log in with `hf auth login`"
-            if isinstance(cause, errors.RepositoryNotFoundError) or status == HTTPStatus.UNAUTHORIZED:
-                return f"{answer}: it has no public repository of this name"
-            if isinstance(cause, errors.RevisionNotFoundError):
-                return f"{answer}: this repository has no such revision"
-            return f"{answer}: {cause.server_message}" if cause.server_message else answer
-    for cause in chain:
-        if isinstance(cause, StepError):
-            return cause.problem
-    return _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the error that began it all."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if (text := str(error).strip()) else type(error).__name__
 
 
 # Encoders
@@ -637,7 +464,7 @@ def check_encoder(folder: Path, name: str) -> None:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of a kind for each way in which a file can be wrong; here and below
-        raise StepError(f"{name}: config.json is missing or not understood ({_reason(error)}).", again) from error
+        raise StepError(f"{name}: config.json is missing or not understood ({first_line(error)}).", again) from error
     if config.model_type not in TESTED:
         raise StepError(
             f"{name} is of the architecture {config.model_type}, with which training was never tested.",
@@ -649,7 +476,7 @@ def check_encoder(folder: Path, name: str) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise StepError(f"{name}: its tokenizer cannot be loaded ({_reason(error)}).", again) from error
+        raise StepError(f"{name}: its tokenizer cannot be loaded ({first_line(error)}).", again) from error
     if not tokenizer.is_fast or tokenizer.pad_token is None:
         raise StepError(f"{name}: its tokenizer is not a fast one, or has no wordpiece for padding.", again)
     if len(tokenizer) > config.vocab_size:
@@ -684,7 +511,7 @@ def _check_weights(folder: Path, name: str, remedy: str) -> None:
             output_loading_info=True,
         )
     except Exception as error:
-        raise StepError(f"{name}: its weights cannot be loaded ({_reason(error)}).", remedy) from error
+        raise StepError(f"{name}: its weights cannot be loaded ({first_line(error)}).", remedy) from error
     finally:
         logging.set_verbosity(verbosity)
     if others := found["mismatched_keys"]:
@@ -708,4 +535,4 @@ def _check_weights(folder: Path, name: str, remedy: str) -> None:
 
 
 if __name__ == "__main__":
-    run(download)
+    main(download)

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from wasabi import msg
 
-from scripts.package import percent
-from scripts.steps import StepError, read_json, run
+from common.errors import StepError, main
+from common.formatting import percent
+from common.records import read_json
 
 
 def experiments(
     training: Annotated[Path, typer.Argument(help="Folder with a folder for each run", exists=True, file_okay=False)],
+    runs: Annotated[Path, typer.Argument(help="Folder with the runs' files", exists=True, file_okay=False)],
     only: Annotated[str, typer.Option(help="One run")] = "",
 ) -> None:
-    """Compare all finished models by F on dev."""
+    """Compare all finished models by F1 on dev, and show the files of their runs."""
     models = [model for model in find_models(training) if only in ("", model["run"])]
     if not models:
         raise StepError(f"{training} has no finished model{f' of {only}' * bool(only)}.", "Run train first.")
@@ -31,19 +34,28 @@ def experiments(
             model["device"],
             ", ".join(f"{name} {value}" for name, value in differences.items()),
         )
-        for model, differences in zip(models, differ([model["made_from"] for model in models]), strict=True)
+        for model, differences in zip(models, differ([model["inputs"] for model in models]), strict=True)
     ]
-    header = ("run", "model", "dev F", "P", "R", "tags", "minutes", "device", "what differs")
+    header = ("run", "model", "dev F1", "P", "R", "tags", "minutes", "device", "what differs")
     msg.table(rows, header=header, divider=True, max_col=200, aligns=(*"ll", *"rrrrr", *"ll"))
+    files = [(name, read_settings(runs / f"{name}.yml")) for name in dict.fromkeys(model["run"] for model in models)]
+    msg.table(files, header=("run", "what its file sets"), divider=True, max_col=200)
+
+
+def read_settings(path: Path) -> str:
+    """What the file of a run sets, on one line. A run may have none, its variables coming from the command line."""
+    if not path.exists():
+        return f"there is no {path}: its variables came from the command line"
+    return ", ".join(f"{name} {value}" for name, value in (yaml.safe_load(path.read_text("utf8")) or {}).items())
 
 
 def find_models(training: Path) -> Iterator[dict[str, Any]]:
     """The finished models below a folder, with their origin and scores.
 
     YIELDS (dict[str, Any]): `run`, `model`: names of folders; `dev`: its scores; `seconds`, `device`,
-        `made_from`: as train recorded them.
+        `inputs`: as train recorded them.
     """
-    for path in sorted(training.glob("*/model-*/origin.json")):
+    for path in sorted(training.glob("*/model-*/provenance.json")):
         origin = read_json(path)
         yield {
             "run": path.parent.parent.name,
@@ -51,7 +63,7 @@ def find_models(training: Path) -> Iterator[dict[str, Any]]:
             "dev": read_json(path.parent / "meta.json").get("performance", {}),
             "seconds": origin.get("seconds", 0),
             "device": origin.get("device", ""),
-            "made_from": origin.get("made_from", {}),
+            "inputs": origin.get("inputs", {}),
         }
 
 
@@ -73,4 +85,4 @@ def _flatten(origin: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 if __name__ == "__main__":
-    run(experiments)
+    main(experiments)

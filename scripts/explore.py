@@ -1,15 +1,14 @@
-"""Understand a corpus: what its splits hold, what is hard about it, whether the splits are alike, what looks wrong."""
+"""Describe a corpus: what its splits hold, what is hard about it, whether they are alike, what looks wrong."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import spacy
 import tqdm
@@ -19,58 +18,57 @@ from spacy.tokens import Doc, Span
 from transformers import AutoTokenizer
 from wasabi import msg
 
-from scripts.steps import SPLITS, read_docs, read_json, run, staged, write_json, writes
+from common.corpora import CONTEXT, EXAMPLES, KINDS, LENGTHS, iob_tags, kind_of, read_docs
+from common.errors import main
+from common.figures import COLUMNS, Figures, draw_matrix, draw_shares, save_figures, scale_log
+from common.formatting import rows_of
+from common.records import SPLITS, read_json, record_inputs, staged, write_json, writes
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
-KINDS = ("prose", "headline", "row")
-LENGTHS = ("1", "2", "3", "4", "5 or more")
-SHINGLE, ALIKE = 5, 0.5  # words in a piece of a document; share of common pieces from which two are near-duplicates
-OFTEN, MOSTLY = 5, 0.9  # how often a name has to occur, and with what share of one label, for another to be odd
-EXAMPLES = 50
-CONTEXT = 8  # tokens on each side of what is quoted
-COLUMNS = 12  # of a figure; the JSON has all
+SHINGLE = 5  # words in a piece of a document
+ALIKE = 0.5  # two documents are near-duplicates if they share so many of their pieces
+OFTEN, MOSTLY = 5, 0.9  # a label is odd for a name that occurs so often, and with another label in so many cases
 
 
 @writes("metrics")
 def explore(
-    corpus: Annotated[Path, typer.Argument(help="Folder with the .spacy files and origin.json", exists=True)],
+    corpus: Annotated[Path, typer.Argument(help="Folder with the .spacy files and provenance.json", exists=True)],
     encoder: Annotated[Path, typer.Argument(help="Folder of the encoder, for its tokenizer", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="Folder for corpus.json, corpus-examples.json and figures")],
 ) -> None:
-    """Describe a corpus in figures, of both kinds."""
-    origin = read_json(corpus / "origin.json")
+    """Describe a corpus in numbers and in figures."""
+    source = read_json(corpus / "provenance.json")
     vocab = spacy.blank("en").vocab
     splits = {split: read_docs(corpus / f"{split}.spacy", vocab) for split in SPLITS}
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     described = {split: describe(docs, tokenizer, split) for split, docs in splits.items()}
     odd, examples = find_oddities(splits)
     result = {
-        "corpus": origin.get("corpus", {}).get("corpus", ""),
-        "sha256": origin.get("sha256", {}),
+        "inputs": record_inputs(
+            code=Path(__file__), encoder=encoder, **{split: corpus / f"{split}.spacy" for split in SPLITS}
+        ),
+        "corpus": source.get("corpus", {}).get("corpus", ""),
         "encoder": read_json(encoder / "config.json").get("_name_or_path", ""),
-        "repaired": {split: counts.get("repaired", {}) for split, counts in origin.get("counts", {}).items()},
+        "repaired": {split: counts.get("repaired", {}) for split, counts in source.get("counts", {}).items()},
         "splits": described,
         "against_train": {split: compare(splits["train"], splits[split]) for split in SPLITS[1:]},
         "oddities": odd,
     }
     with staged(metrics, "figures/corpus", "corpus-examples.json", "corpus.json") as new:
-        save_figures(FIGURES, result, new / "figures" / "corpus")
-        write_json(new / "corpus-examples.json", examples)  # which quote the corpus, so git ignores them
+        result["captions"] = save_figures(FIGURES, result, new / "figures" / "corpus")
+        write_json(new / "corpus-examples.json", examples)  # they quote the corpus, so git ignores them
         write_json(new / "corpus.json", result)
     show(result)
     msg.good(f"Wrote {metrics / 'corpus.json'} and {len(FIGURES)} figures")
 
 
 def describe(docs: list[Doc], tokenizer: Any, name: str) -> dict[str, Any]:
-    """What a split holds.
+    """Describe what a split holds.
 
     docs (list[Doc]): With sentences and entities, and perhaps tags and chunks.
-    tokenizer (Any): Of the encoder.
-    name (str): For the progress bar.
-    RETURNS (dict[str, Any]): Numbers; lengths; entities; classes of tokens in IOB2; tags and chunks, and those of the
-        entities, by the last token of each; kinds of sentences; what is longer than a window.
+    tokenizer (Any): The tokenizer of the encoder.
+    name (str): The name of the split, for the progress bar.
+    RETURNS (dict[str, Any]): How much there is; lengths; entities; classes of tokens in IOB2; tags and chunks, and
+        those of the last token of each entity; kinds of sentences; how many documents are longer than a window.
     """
     sentences = [sentence for doc in docs for sentence in doc.sents]
     ents = [ent for doc in docs for ent in doc.ents]
@@ -108,9 +106,7 @@ def describe(docs: list[Doc], tokenizer: Any, name: str) -> dict[str, Any]:
         "entities_by_length": by_length,
         "entity_imbalance": max(labels.values()) / min(labels.values()) if labels else None,
         "entity_token_share": sum(map(len, ents)) / max(1, tokens),
-        "token_classes": dict(
-            Counter(f"{t.ent_iob_}-{t.ent_type_}" if t.ent_type_ else "O" for doc in docs for t in doc).most_common()
-        ),
+        "token_classes": dict(Counter(itertools.chain.from_iterable(map(iob_tags, docs))).most_common()),
         "tags": dict(Counter(token.tag_ for doc in docs for token in doc if token.tag_).most_common()),
         "chunks": dict(chunks.most_common()),
         "tags_of_entities": {label: dict(tags_of[label].most_common()) for label in sorted(tags_of)},
@@ -121,7 +117,12 @@ def describe(docs: list[Doc], tokenizer: Any, name: str) -> dict[str, Any]:
 
 
 def spread(numbers: list[int]) -> dict[str, Any]:
-    """Mean, median, 95th percentile, maximum, and a histogram: lower edges by doubling, and counts."""
+    """Describe the distribution of numbers.
+
+    numbers (list[int]): Not negative.
+    RETURNS (dict[str, Any]): `mean`, `median`, `p95`, the 95th percentile, `max`, and a `histogram`: counts by the
+        lower edge of a bin, each edge twice the one before. Empty if there are no numbers.
+    """
     if not numbers:
         return {}
     edges = [0, *(2**i for i in range(int(max(numbers)).bit_length() + 1))]
@@ -135,35 +136,26 @@ def spread(numbers: list[int]) -> dict[str, Any]:
     }
 
 
-def kind_of(sentence: Span) -> str:
-    """Prose, a headline in capitals, or another line: a row of a table, a byline, a date."""
-    words = [token.text for token in sentence if token.text[0].isalpha()]
-    if len(words) > 1 and 2 * sum(word.isupper() for word in words) > len(words):
-        return "headline"
-    small = sum(word[0].islower() or not word[0].isupper() for word in words)  # scripts without case are small
-    return "prose" if len(words) > 3 and 2 * small >= len(words) else "row"
-
-
 def compare(train: list[Doc], other: list[Doc]) -> dict[str, Any]:
-    """How another split differs from train, and what it has from it.
+    """Compare another split with train: how it differs, and how much of it train has too.
 
     train, other (list[Doc]): The splits.
-    RETURNS (dict[str, Any]): `unseen`: share of entities by label, and in all, whose text train does not have among its
-        entities; `unknown_words`: share of tokens; both but for case. `divergence` of labels, tags and chunks: Jensen
-        and Shannon's, from 0 to 1. Of documents and sentences of five tokens or more, how many train has too, and of
-        documents how many nearly.
+    RETURNS (dict[str, Any]): Apart from case, `unseen` and `unseen_overall`: the share of entities whose text is no
+        entity of train, by label and overall; `unknown_words`: the share of tokens that train does not have.
+        `divergence` of labels, tags and chunks: Jensen-Shannon divergence, from 0 to 1. `same_documents`,
+        `near_duplicates` and, of five tokens or more, `same_sentences`: how many train has too.
     """
-    known = {ent.text.lower() for doc in train for ent in doc.ents}
+    seen = {ent.text.lower() for doc in train for ent in doc.ents}
     words = {token.lower for doc in train for token in doc}
     ents = [ent for doc in other for ent in doc.ents]
     unseen: dict[str, list[bool]] = defaultdict(list)
     for ent in ents:
-        unseen[ent.label_].append(ent.text.lower() not in known)
+        unseen[ent.label_].append(ent.text.lower() not in seen)
     tokens = [token for doc in other for token in doc]
     texts, sentences = {tuple(words_of(doc)) for doc in train}, {tuple(words_of(s)) for doc in train for s in doc.sents}
     return {
         "unseen": {label: float(np.mean(unseen[label])) for label in sorted(unseen)},
-        "unseen_in_all": float(np.mean([ent.text.lower() not in known for ent in ents])) if ents else None,
+        "unseen_overall": float(np.mean([ent.text.lower() not in seen for ent in ents])) if ents else None,
         "unknown_words": float(np.mean([token.lower not in words for token in tokens])) if tokens else None,
         "divergence": {
             "labels": divergence(*(Counter(ent.label_ for doc in docs for ent in doc.ents) for docs in (train, other))),
@@ -183,12 +175,12 @@ def compare(train: list[Doc], other: list[Doc]) -> dict[str, Any]:
 
 
 def words_of(part: Doc | Span) -> list[str]:
-    """The words, in lower case."""
+    """The words of a document or a part of it, in lower case."""
     return [token.lower_ for token in part]
 
 
 def divergence(one: Counter[str], other: Counter[str]) -> float | None:
-    """Jensen-Shannon divergence of two distributions, to the base 2; None where one is empty."""
+    """The Jensen-Shannon divergence of two distributions, to the base 2; None if one of them is empty."""
     if not one or not other:
         return None
     keys = sorted(one | other)
@@ -196,7 +188,10 @@ def divergence(one: Counter[str], other: Counter[str]) -> float | None:
 
 
 def count_near_duplicates(train: list[Doc], other: list[Doc]) -> int:
-    """How many documents share at least ALIKE of their pieces of SHINGLE words with one of train (Broder 1997)."""
+    """Count the documents that share at least ALIKE of their pieces of SHINGLE words with one of train.
+
+    As in Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900.
+    """
 
     def pieces(doc: Doc) -> set[tuple[str, ...]]:
         words = words_of(doc)
@@ -205,26 +200,27 @@ def count_near_duplicates(train: list[Doc], other: list[Doc]) -> int:
     where: dict[tuple[str, ...], list[int]] = defaultdict(list)
     sizes = []
     for i, doc in enumerate(train):
-        found = pieces(doc)
-        sizes.append(len(found))
-        for piece in found:
+        own = pieces(doc)
+        sizes.append(len(own))
+        for piece in own:
             where[piece].append(i)
     number = 0
     for doc in other:
-        found = pieces(doc)
-        common = Counter(i for piece in found for i in where.get(piece, ()))
-        number += any(n / (len(found) + sizes[i] - n) >= ALIKE for i, n in common.items())
+        own = pieces(doc)
+        common = Counter(i for piece in own for i in where.get(piece, ()))
+        number += any(n / (len(own) + sizes[i] - n) >= ALIKE for i, n in common.items())
     return number
 
 
 def find_oddities(splits: dict[str, list[Doc]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is ambiguous or looks wrong, in figures and in examples.
+    """Find what is ambiguous or looks wrong.
 
-    splits (dict[str, list[Doc]]): All of them.
-    RETURNS (tuple[dict[str, Any], dict[str, Any]]): Figures for each split, and for all: names with several labels,
-        entities of such names, their pairs of labels, entities whose text occurs unmarked too, entities with a label
-        that this name hardly ever has, entities next to each other with one label, and of these those on two sides of
-        a sentence start, mostly halves of one name. Then examples of the same, with their words.
+    splits (dict[str, list[Doc]]): All splits.
+    RETURNS (tuple[dict[str, Any], dict[str, Any]]): First how much there is, for each split or for all: names with
+        several labels, and entities of such names; which pairs of labels they have; entities whose text occurs without
+        a mark too; entities with a label that their name hardly ever has; neighbouring entities with the same label;
+        and of these neighbours those with a sentence start between them, which are mostly halves of one name. Then
+        examples of the same, with their words.
     """
     labels: dict[str, Counter[str]] = defaultdict(Counter)
     for ent in (ent for docs in splits.values() for doc in docs for ent in doc.ents):
@@ -271,58 +267,25 @@ def find_oddities(splits: dict[str, list[Doc]]) -> tuple[dict[str, Any], dict[st
 
 
 def count_unmarked(docs: Iterable[Doc], texts: set[str]) -> Counter[str]:
-    """How often each text stands, in whole tokens, where no entity is."""
+    """Count how often each text occurs where no entity is, in whole tokens."""
     lengths = sorted({text.count(" ") + 1 for text in texts})
-    found: Counter[str] = Counter()
+    times: Counter[str] = Counter()
     for doc in docs:
         free = [token.text if not token.ent_type else None for token in doc]
         for length in lengths:
             for i in range(len(free) - length + 1):
                 words = free[i : i + length]
                 if None not in words and (text := " ".join(map(str, words))) in texts:
-                    found[text] += 1
-    return found
+                    times[text] += 1
+    return times
 
 
 def around(ent: Span) -> str:
-    """The text around an entity."""
+    """The text of an entity with CONTEXT tokens on each side."""
     return str(ent.doc[max(0, ent.start - CONTEXT) : ent.end + CONTEXT].text)
 
 
-# Figures: each takes the result and returns a matplotlib Figure
-
-STYLE = [
-    "seaborn-v0_8-colorblind",
-    {
-        "figure.constrained_layout.use": True,
-        "svg.fonttype": "none",
-        "text.parse_math": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    },
-]
-
-
-def save_figures(figures: dict[str, Callable[[dict[str, Any]], Any]], result: dict[str, Any], folder: Path) -> None:
-    """Draw each figure of a result, in one style, and write it as SVG under its name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in figures.items():
-        with plt.style.context(STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # here; the text stays text, and browsers have fonts
-            figure = draw(result)
-            figure.savefig(folder / f"{name}.svg")
-            plt.close(figure)
-
-
-def scale_log(axes: Any) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers: those of matplotlib are markup, which STYLE shows."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:,.10g}")
-    axes.xaxis.set_minor_formatter("")
-
-
 def draw_lengths(result: dict[str, Any]) -> Any:
-    """Lengths of documents and sentences in tokens, and of documents in wordpieces."""
     names = list(result["splits"]["train"]["lengths"])
     figure, all_axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.2))
     for axes, name in zip(all_axes, names, strict=True):
@@ -338,45 +301,25 @@ def draw_lengths(result: dict[str, Any]) -> Any:
 
 
 def draw_entities(result: dict[str, Any]) -> Any:
-    """Entities by label and split."""
     values = {split: described["entities"] for split, described in result["splits"].items()}
     return draw_shares(values, "label", "share of the entities, %")
 
 
 def draw_unseen(result: dict[str, Any]) -> Any:
-    """Entities by label whose text train does not have."""
     values = {split: compared["unseen"] for split, compared in result["against_train"].items()}
     return draw_shares(values, "label", "not in train, %", of_all=False)
 
 
 def draw_entity_lengths(result: dict[str, Any]) -> Any:
-    """Lengths of the entities of train, by label."""
     return draw_shares(result["splits"]["train"]["entities_by_length"], "tokens", "share of the label in train, %")
 
 
 def draw_kinds(result: dict[str, Any]) -> Any:
-    """Sentences by kind and split."""
     values = {split: described["kinds_of_sentences"] for split, described in result["splits"].items()}
     return draw_shares(values, "kind of sentence", "share of the sentences, %")
 
 
-def draw_shares(values: dict[str, dict[str, float]], xlabel: str, ylabel: str, of_all: bool = True) -> Any:
-    """Groups of bars: a group for each key of the inner dictionaries, the first COLUMNS; a bar for each outer one."""
-    keys = list(dict.fromkeys(key for inner in values.values() for key in inner))[:COLUMNS]
-    figure, axes = plt.subplots(figsize=(max(6.0, 0.25 * len(keys) * len(values)), 3.4))
-    width = 0.8 / max(1, len(values))
-    for i, (name, inner) in enumerate(list(values.items())[:COLUMNS]):
-        total = sum(inner.values()) if of_all else 1
-        heights = [100 * inner.get(key, 0) / max(total, 1e-9) for key in keys]
-        axes.bar(np.arange(len(keys)) + i * width, heights, width, label=name)
-    axes.set_xticks(np.arange(len(keys)) + 0.4 - width / 2, keys, rotation=60 if len(keys) > 8 else 0)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend()
-    return figure
-
-
 def draw_classes(result: dict[str, Any]) -> Any:
-    """Tokens of train by class, on a logarithmic axis: how few those of entities are."""
     classes = dict(list(result["splits"]["train"]["token_classes"].items())[: 2 * COLUMNS])
     figure, axes = plt.subplots(figsize=(6, 0.6 + 0.3 * len(classes)))
     axes.barh(list(classes)[::-1], list(classes.values())[::-1])
@@ -386,44 +329,22 @@ def draw_classes(result: dict[str, Any]) -> Any:
 
 
 def draw_tags(result: dict[str, Any]) -> Any:
-    """Part of speech of the last token of entities of train, by label."""
     return draw_matrix(result["splits"]["train"]["tags_of_entities"], "part of speech of the last token")
 
 
 def draw_chunks(result: dict[str, Any]) -> Any:
-    """Chunk of the last token of entities of train, by label."""
     return draw_matrix(result["splits"]["train"]["chunks_of_entities"], "chunk of the last token")
 
 
-def draw_matrix(values: dict[str, dict[str, int]], xlabel: str) -> Any:
-    """Shares in a row for each label, the first COLUMNS, with the most frequent columns and the rest as one."""
-    values = dict(list(values.items())[:COLUMNS])
-    common = sum((Counter(inner) for inner in values.values()), Counter[str]())
-    keys = [key for key, _ in common.most_common(COLUMNS)]
-    rows = []
-    for inner in values.values():
-        shares = [100 * inner.get(key, 0) / max(1, sum(inner.values())) for key in keys]
-        rows.append([*shares, max(0.0, 100 - sum(shares))])
-    figure, axes = plt.subplots(figsize=(1.5 + 0.6 * (len(keys) + 1), 1.4 + 0.4 * len(rows)))
-    axes.imshow(rows, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(keys) + 1), [key or "none" for key in keys] + ["others"], rotation=60)
-    axes.set_yticks(range(len(rows)), list(values))
-    for y, row in enumerate(rows):
-        for x, share in enumerate(row):
-            axes.text(x, y, f"{share:.0f}", ha="center", va="center", color="white" if share > 50 else "black")
-    axes.set(xlabel=f"{xlabel}, share of the label, %", ylabel="label")
-    return figure
-
-
-FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "lengths": draw_lengths,
-    "entities": draw_entities,
-    "entity-lengths": draw_entity_lengths,
-    "unseen": draw_unseen,
-    "classes": draw_classes,
-    "kinds": draw_kinds,
-    "tags": draw_tags,
-    "chunks": draw_chunks,
+FIGURES: Figures = {
+    "lengths": (draw_lengths, "Lengths of documents and sentences in tokens, and of documents in wordpieces."),
+    "entities": (draw_entities, "Entities by label and split."),
+    "entity-lengths": (draw_entity_lengths, "Lengths of the entities of train, by label."),
+    "unseen": (draw_unseen, "Entities whose text train does not have, by label."),
+    "classes": (draw_classes, "Tokens of train by class, on a logarithmic axis: few tokens are part of an entity."),
+    "kinds": (draw_kinds, "Sentences by kind and split."),
+    "tags": (draw_tags, "Part of speech of the last token of entities of train, by label."),
+    "chunks": (draw_chunks, "Chunk of the last token of entities of train, by label."),
 }
 
 
@@ -433,27 +354,5 @@ def show(result: dict[str, Any]) -> None:
     msg.table(rows, header=("", *SPLITS), divider=True, aligns=("l", "r", "r", "r"))
 
 
-def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The most telling figures: a name, and the figure of each split."""
-    splits, against = result["splits"], result["against_train"]
-    for name in ("documents", "sentences", "tokens"):
-        yield name, *(f"{splits[split][name]:,}" for split in SPLITS)
-    yield "entities", *(f"{sum(splits[split]['entities'].values()):,}" for split in SPLITS)
-    yield "tokens in entities", *(f"{100 * splits[split]['entity_token_share']:.1f} %" for split in SPLITS)
-    yield "wordpieces per token", *(f"{splits[split]['wordpieces_per_token']:.2f}" for split in SPLITS)
-    for name, label in {"unseen_in_all": "entities not in train", "unknown_words": "tokens not in train"}.items():
-        shares = (against[split][name] for split in SPLITS[1:])
-        yield label, "", *("–" if share is None else f"{100 * share:.1f} %" for share in shares)
-    for name in ("same_documents", "near_duplicates", "same_sentences"):
-        yield f"{name.replace('_', ' ')} in train", "", *(f"{against[split][name]:,}" for split in SPLITS[1:])
-    for name, label in {
-        "ambiguous": "entities whose name has several labels",
-        "unmarked_elsewhere": "entities whose name is unmarked elsewhere",
-        "rare_label": "entities with a label rare for their name",
-        "cut_by_a_sentence_start": "names cut by a sentence start",
-    }.items():
-        yield label, *(f"{result['oddities']['splits'][split][name]:,}" for split in SPLITS)
-
-
 if __name__ == "__main__":
-    run(explore)
+    main(explore)

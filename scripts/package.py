@@ -1,27 +1,27 @@
-"""Prepare a trained pipeline for `spacy package`: a copy with meta data, model card, and no path of this machine."""
+"""Prepare a pipeline for `spacy package`: a copy with metadata and a model card, and without paths of this machine."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import spacy
 import typer
 from packaging.requirements import Requirement
-from spacy.cli._util import import_code
 from thinc.api import Config
 from wasabi import msg
 
-from scripts.steps import StepError, made, read_json, run, staged, write_json, writes
+from common.errors import StepError, main
+from common.formatting import calibration_summary, interval_text, percent
+from common.records import made, read_json, staged, write_json, writes
+from common.wheels import Weights
 
 RESEARCH = "research only"
 PYTHON = ">=3.11"
-NEEDED = ("spacy-transformers", "transformers", "torch", "numpy")  # by scripts/functions.py; spaCy names itself
-# What is known of corpora and encoders; others are named only.
+NEEDED = ("spacy-transformers", "transformers", "torch", "numpy")  # by the code in the wheel; spaCy adds itself
+# Corpora and encoders whose licence is known here; of others only the name is given.
 SOURCES: dict[str, dict[str, str]] = {
     "conll2003": {
         "name": "CoNLL-2003, English",
@@ -60,30 +60,31 @@ Version {version}. Components: {components}. Labels: {labels}.
 
 ## Scores on the test set
 
-| label | precision | recall | F | 95% interval of F | entities |
+| label | precision | recall | F1 | 95% interval of F1 | entities |
 |---|---|---|---|---|---|
 {label_rows}
 
-Scored by `spacy evaluate`: exact spans and labels, sentences found by the pipeline; intervals by resampling documents.
-With the sentences of the corpus, as the literature reports it: F {gold_f}; all in lower case {lower_f}, in upper case
-{upper_f}; from raw text {raw_f}. Sentences: F {sents_f}.{tag_acc} Tokens with the right entity tag: {token_accuracy},
-loss {token_loss:.3f}.
+An entity is correct if exactly its span and label are. `spacy evaluate` gives these scores; the pipeline finds the
+sentences itself, and the intervals come from resampling documents. With the sentence boundaries of the corpus, as in
+the literature, F1 is {gold_f}; with all words in lower case it is {lower_f}, in upper case {upper_f}, and from raw text
+{raw_f}. F1 of sentences is {sents_f}.{tag_acc} The entity tags of {token_accuracy} of the tokens are correct, with a
+loss of {token_loss:.3f}.
 
-`ent._.score`, above 0 and at most 1, says how likely exactly this span and label is right: expected calibration error
-{calibration_error:.3f}. {worth}
+`ent._.score`, above 0 and at most 1, is the probability that exactly this span and label is correct. Its expected
+calibration error is {calibration_error:.3f}. {summary}
 
 ## Training
 
-Corpus: {corpus}: {documents} documents, {sentences} sentences, {tokens} tokens to train on. Encoder: {encoder}.
-{seconds} seconds on {device}; {versions}. Settings: {settings}.
+Corpus: {corpus}, with {documents} documents, {sentences} sentences and {tokens} tokens for training.
+Encoder: {encoder}. The training took {seconds} seconds on {device}, with {versions}. Settings: {settings}.
 
 ## Limits and biases
 
-It finds the kinds of names, in the kind of text, that its corpus has: expect less on other text. Nothing keeps it from
-being better with the names of some people, places or languages than of others; the table tells those that training had
-from new ones. What the licences of the corpus and the encoder allow ({licenses}) holds for this pipeline too.
+The pipeline finds the kinds of names, in the kind of text, that its corpus has. Expect lower scores on other text. It
+may be better with the names of some people, places or languages than with others; the table compares names seen in
+training with unseen ones. The licences of the corpus and the encoder ({licenses}) bind this pipeline too.
 
-| of the entities in test | | entities | precision | recall | F |
+| entities of test | | number | precision | recall | F1 |
 |---|---|---|---|---|---|
 {slice_rows}
 
@@ -91,16 +92,9 @@ Errors on test: {errors}.
 """
 
 
-class Weights(StrEnum):
-    """How the encoder's weights are saved; float16 halves the wheel. They are loaded as float32 in any case."""
-
-    float32 = "float32"
-    float16 = "float16"
-
-
 @writes("packages", "pipeline")
 def package(
-    model: Annotated[Path, typer.Argument(help="Trained pipeline", exists=True)],
+    model: Annotated[Path, typer.Argument(help="Assembled pipeline", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="With test.json, evaluation.json, analysis.json", exists=True)],
     packages: Annotated[Path, typer.Argument(help="Folder for pipeline/, the copy that `spacy package` takes")],
     name: Annotated[str, typer.Option(help="Name of the package, without en_")],
@@ -108,9 +102,8 @@ def package(
     license: Annotated[str, typer.Option(help="Licence of the package, or auto: what corpus and encoder allow")],
     weights: Annotated[Weights, typer.Option(help="How the encoder's weights are saved")],
     requirements: Annotated[Path, typer.Option(help="What the project needs, as pip reads it", exists=True)],
-    code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
 ) -> None:
-    """Copy a trained pipeline, with description, licence, sources, scores and a model card."""
+    """Copy a pipeline, and add description, licence, sources, scores and a model card."""
     if not re.fullmatch(r"[a-zA-Z0-9_]+", name) or not re.fullmatch(r"[0-9a-zA-Z.+!]+", version):
         raise StepError(
             f"A package cannot have the name {name!r} and the version {version!r}.",
@@ -125,12 +118,10 @@ def package(
     with staged(packages / "pipeline") as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         if weights is Weights.float16:
-            import_code(code)
-            transformer = spacy.load(folder).get_pipe("transformer")
-            transformer.model.transformer.half()  # type: ignore[attr-defined]
-            transformer.to_disk(folder / "transformer")  # type: ignore[attr-defined]
+            halve(folder)
         config = Config().from_disk(folder / "config.cfg", interpolate=False)
         config["paths"] |= {"train": None, "dev": None, "encoder": encoder["name"]}
+        config["components"]["transformer"]["model"]["name"] = encoder["name"]  # `spacy assemble` put the path here
         config.to_disk(folder / "config.cfg")
         meta = read_json(folder / "meta.json") | {
             "name": name,
@@ -143,30 +134,47 @@ def package(
         }
         write_json(folder / "meta.json", meta)
         (folder / "README.md").write_text(card(meta, test, evaluation, analysis), encoding="utf8")
-    # Of the Python version spaCy's setup.py says nothing; setuptools reads that file too, and spaCy leaves it there
+    # The setup.py that spaCy writes does not bound the Python version. setuptools reads setup.cfg too, and spaCy keeps
+    # the one that stands there
     place = packages / f"en_{name}-{version}"
     place.mkdir(exist_ok=True)
-    shutil.rmtree(place / "build", ignore_errors=True)  # setuptools would put what an earlier pipeline had in the wheel
+    shutil.rmtree(place / "build", ignore_errors=True)  # else files of an earlier pipeline get into the wheel
     (place / "setup.cfg").write_text(f"[options]\npython_requires = {PYTHON}\n", encoding="utf8")
     msg.good(f"Prepared {packages / 'pipeline'}")
 
 
+def halve(folder: Path) -> None:
+    """Save the encoder of a pipeline in half precision. Only this loads the model, and with it PyTorch.
+
+    folder (Path): The pipeline, which is changed.
+    """
+    import spacy
+
+    import bert_ner  # noqa: F401 (registers what the pipeline names)
+
+    transformer: Any = spacy.load(folder).get_pipe("transformer")
+    transformer.model.transformer.half()
+    transformer.to_disk(folder / "transformer")
+
+
 def read_requirements(path: Path) -> list[str]:
-    """What the code in the wheel imports, with the bounds that the project has for it.
+    """Read what the code in the wheel imports, with the bounds that the project sets.
 
     path (Path): A requirements file.
+    RETURNS (list[str]): Requirements as pip takes them.
     """
     lines = (line.partition("#")[0].strip() for line in path.read_text("utf8").splitlines())
-    known = {Requirement(line).name: line for line in lines if line}
-    return [known[name] for name in NEEDED]
+    bounds = {Requirement(line).name: line for line in lines if line}
+    return [bounds[name] for name in NEEDED]
 
 
 def find_license(asked: str, corpus: dict[str, str], encoder: dict[str, str]) -> str:
-    """The licence of a pipeline, which cannot allow more than those of its corpus and its encoder.
+    """Choose the licence of a pipeline, which cannot allow more than those of its corpus and its encoder.
 
     asked (str): A licence, or auto.
     corpus, encoder (dict[str, str]): As in SOURCES.
-    RAISES (StepError): If what is asked for contradicts them.
+    RETURNS (str): The licence.
+    RAISES (StepError): If the licence that was asked for contradicts them.
     """
     bound = next((source for source in (corpus, encoder) if source.get("license") == RESEARCH), None)
     if bound and asked not in ("auto", RESEARCH):
@@ -183,18 +191,19 @@ def find_license(asked: str, corpus: dict[str, str], encoder: dict[str, str]) ->
 
 
 def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any], analysis: dict[str, Any]) -> str:
-    """The model card, in Markdown.
+    """Write the model card.
 
-    meta (dict[str, Any]): Of the package.
+    meta (dict[str, Any]): The metadata of the package.
     test (dict[str, Any]): As `spacy evaluate` writes it.
     evaluation, analysis (dict[str, Any]): As the steps evaluate and analyze write them.
+    RETURNS (str): Markdown.
     """
     corpus, encoder = meta["sources"]
     counts, training = evaluation["counts"]["train"], evaluation["training"]
     scores = evaluation["test"]["calibration"]
 
     def figures(scores: dict[str, Any]) -> list[str]:
-        return [percent(scores[name]) for name in ("precision", "recall", "f")]
+        return [percent(scores[name]) for name in ("precision", "recall", "f1")]
 
     return CARD.format(
         package=f"en_{meta['name']}",
@@ -216,41 +225,25 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any],
             for name, parts in analysis["slices"].items()
             for part, scores in parts.items()
         ),
-        errors=", ".join(f"{kind} {found['in all']:,}" for kind, found in analysis["errors"].items()),
+        errors=", ".join(f"{kind} {numbers['overall']:,}" for kind, numbers in analysis["errors"].items()),
         token_accuracy=f"{100 * analysis['tokens']['test']['accuracy']:.2f} %",
         token_loss=analysis["tokens"]["test"]["loss"],
         gold_f=percent(evaluation["test"]["gold_sentences"]["ents_f"]),
         **{f"{name}_f": percent(evaluation["test"][name]["ents_f"]) for name in ("lower", "upper", "raw")},
         calibration_error=scores["expected_calibration_error"],
-        worth=worth_of_scores(scores),
+        summary=calibration_summary(scores),
         sents_f=percent(test.get("sents_f")),
-        tag_acc=f" Part-of-speech tags: accuracy {percent(test['tag_acc'])}." if test.get("tag_acc") else "",
+        tag_acc=f" The accuracy of part-of-speech tags is {percent(test['tag_acc'])}." if test.get("tag_acc") else "",
         corpus=corpus["name"],
         encoder=encoder["name"],
         licenses="; ".join(
-            f"{source['name']}: {source.get('license', 'see its origin')}" for source in (corpus, encoder)
+            f"{source['name']}: {source.get('license', 'see its source')}" for source in (corpus, encoder)
         ),
         seconds=training["seconds"],
         device=training["device"],
         versions=", ".join(f"{package} {version}" for package, version in training["versions"].items()),
-        settings=", ".join(f"{key} {value}" for key, value in training["made_from"]["settings"].items()),
+        settings=", ".join(f"{key} {value}" for key, value in training["inputs"]["settings"].items()),
         **{key: f"{counts[key]:,}" for key in ("documents", "sentences", "tokens")},
-    )
-
-
-def worth_of_scores(calibration: dict[str, Any]) -> str:
-    """What precision and recall on test are down to the score that dev chooses for a precision, as a sentence.
-
-    calibration (dict[str, Any]): As the step evaluate writes it.
-    """
-    wanted = f"{100 * calibration['wanted']:g}%"
-    if calibration["precision"] is None:
-        return f"Dev is sure of a precision of {wanted} at no score, or test has no entity with such a score."
-    precision, recall = percent(calibration["precision"]), percent(calibration["recall"])
-    threshold = f"{calibration['threshold']:.2f}"
-    return (
-        f"Down to {threshold}, which dev chooses for a precision of {wanted}, precision is {precision} "
-        f"and recall {recall}."
     )
 
 
@@ -258,24 +251,5 @@ def _rows(rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
-def interval_text(scores: dict[str, Any]) -> str:
-    """The ends of the interval of a score, as percentages."""
-    return " to ".join(map(percent, scores["interval"]))
-
-
-def score_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Label, precision, recall and F of each kind of entity, by name, then of all.
-
-    test (dict[str, Any]): As `spacy evaluate` writes it.
-    """
-    scores = [*sorted((test["ents_per_type"] or {}).items()), ("all", {key: test[f"ents_{key}"] for key in "prf"})]
-    return [(label, *(percent(score[key]) for key in "prf")) for label, score in scores]
-
-
-def percent(share: float | None) -> str:
-    """A share as a percentage with one decimal, or a dash where there is none."""
-    return "–" if share is None else f"{100 * share:.1f}"
-
-
 if __name__ == "__main__":
-    run(package)
+    main(package)

@@ -1,4 +1,4 @@
-"""Put what the other steps measured on one page that a browser shows without a network."""
+"""Write what the other steps measured on one page, which a browser shows without a network."""
 
 from __future__ import annotations
 
@@ -12,24 +12,21 @@ import typer
 from jinja2 import Environment, StrictUndefined
 from wasabi import msg
 
-from scripts.analyze import FIGURES as ANALYSIS_FIGURES
-from scripts.application import highlight
-from scripts.explore import FIGURES as CORPUS_FIGURES
-from scripts.explore import rows_of
-from scripts.package import interval_text, percent, worth_of_scores
-from scripts.steps import SPLITS, StepError, read_json, run, staged, writes
+from common.errors import StepError, main
+from common.formatting import calibration_summary, highlight, interval_text, percent, rows_of
+from common.records import SPLITS, read_json, staged, writes
 
-NEEDED = {
+NEEDED = {  # files of metrics and the steps that write them
     "corpus": "explore",
     "evaluation": "evaluate",
     "analysis": "analyze",
     "analysis-examples": "analyze",
     "concepts": "concepts",
 }
-KINDS = {
-    "type": "the span is right, the label is not",
-    "boundary": "the label is right, the span is not",
-    "both": "neither is right, but they overlap",
+ERROR_KINDS = {
+    "type": "the span is correct, the label is not",
+    "boundary": "the label is correct, the span is not",
+    "both": "neither is correct, but they overlap",
     "missed": "the pipeline has nothing there",
     "spurious": "the corpus has nothing there",
 }
@@ -46,14 +43,16 @@ def report(
         if not results[name]:
             raise StepError(f"{metrics} lacks {name}.json.", f"Run {step} first.")
     corpus, analysis = results["corpus"], results["analysis"]
-    if corpus["sha256"].get("test") != analysis["test"]:
+    measured = analysis["inputs"]
+    if any(corpus["inputs"][split] != measured[split] for split in SPLITS):
         raise StepError(
             f"{metrics}/corpus.json and analysis.json are of different corpora.", "Run explore and analyze."
         )
-    if results["evaluation"]["training"].get("made_from", {}) != analysis["model"]:
-        raise StepError(
-            f"{metrics}/evaluation.json and analysis.json are of different models.", "Run evaluate, analyze."
-        )
+    for name in ("evaluation", "concepts"):
+        if results[name]["inputs"]["model"] != measured["model"]:
+            raise StepError(
+                f"{metrics}/{name}.json and analysis.json are of different models.", f"Run {NEEDED[name]} and analyze."
+            )
     page = render(template.read_text("utf8"), metrics, results)
     with staged(metrics, "report.html") as new:
         (new / "report.html").write_text(page, encoding="utf8")
@@ -61,11 +60,11 @@ def report(
 
 
 def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> str:
-    """The page. Whatever comes from the corpus is escaped.
+    """Render the page. Text of the corpus is escaped.
 
-    template (str): For Jinja.
-    metrics (Path): Folder with the figures; its name is that of the run.
-    results (dict[str, dict[str, Any]]): By name those NEEDED.
+    template (str): A template of Jinja.
+    metrics (Path): The folder with the figures, which has the name of the run.
+    results (dict[str, dict[str, Any]]): The contents of the files NEEDED, by name.
     RETURNS (str): HTML.
     """
     corpus, evaluation, analysis = (results[name] for name in ("corpus", "evaluation", "analysis"))
@@ -74,22 +73,24 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
     return environment.from_string(template).render(
         run=metrics.resolve().name,
         percent=percent,
-        worth_of_scores=worth_of_scores,
+        calibration_summary=calibration_summary,
         corpus=corpus,
         evaluation=evaluation,
         shipped=tested["predicted_sentences"],
         calibration=tested["calibration"],
-        figures=dict(read_figures(metrics / "figures")),
+        figures=dict(
+            read_figures(metrics / "figures", {"corpus": corpus["captions"], "analysis": analysis["captions"]})
+        ),
         corpus_rows=list(rows_of(corpus)),
         repaired_rows=[
             (name, *(f"{corpus['repaired'][split].get(name, 0):,}" for split in SPLITS))
-            for name in dict.fromkeys(name for found in corpus["repaired"].values() for name in found)
+            for name in dict.fromkeys(name for repaired in corpus["repaired"].values() for name in repaired)
         ],
         divergence_rows=[
             (name, *(_number(corpus["against_train"][split]["divergence"][name]) for split in ("dev", "test")))
             for name in ("labels", "tags", "chunks")
         ],
-        setting_rows=list(training.get("made_from", {}).get("settings", {}).items()),
+        setting_rows=list(training.get("inputs", {}).get("settings", {}).items()),
         curve_rows=[
             (
                 row["step"],
@@ -108,19 +109,19 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         label_rows=[
             (
                 label,
-                *(percent(scores[key]) for key in ("precision", "recall", "f")),
+                *(percent(scores[key]) for key in ("precision", "recall", "f1")),
                 interval_text(scores),
                 f"{scores['entities']:,}",
             )
             for label, scores in analysis["labels"].items()
         ],
         concept_rows=[
-            (label, *(percent(scores[key]) for key in ("precision", "recall", "f")), scores["spans"])
+            (label, *(percent(scores[key]) for key in ("precision", "recall", "f1")), scores["spans"])
             for label, scores in results["concepts"]["labels"]["test"].items()
         ],
-        error_rows=[(kind, f"{analysis['errors'][kind]['in all']:,}", what) for kind, what in KINDS.items()],
+        error_rows=[(kind, f"{analysis['errors'][kind]['overall']:,}", what) for kind, what in ERROR_KINDS.items()],
         slice_rows=[
-            (name, part, f"{scores['entities']:,}", *(percent(scores[key]) for key in ("precision", "recall", "f")))
+            (name, part, f"{scores['entities']:,}", *(percent(scores[key]) for key in ("precision", "recall", "f1")))
             for name, parts in analysis["slices"].items()
             for part, scores in parts.items()
         ],
@@ -134,12 +135,16 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
             }
             for error in results["analysis-examples"]["most_confident_disagreements"]
         ],
-        origin_rows=[
+        provenance_rows=[
             ("trained on", training.get("device", "–")),
             ("seconds of training", f"{training.get('seconds', 0):,}"),
             *training.get("versions", {}).items(),
         ],
-        origin=srsly.json_dumps(training, indent=2),
+        provenance=srsly.json_dumps(training, indent=2),
+        input_rows=[
+            (f"{name}.json", ", ".join(f"{what} {value[:8]}" for what, value in results[name]["inputs"].items()))
+            for name in ("corpus", "evaluation", "analysis", "concepts")
+        ],
     )
 
 
@@ -151,20 +156,22 @@ def _token_scores(scores: dict[str, float]) -> tuple[str, str]:
     return f"{scores['loss']:.3f}", f"{100 * scores['accuracy']:.2f} %"
 
 
-def read_figures(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The figures as data URIs, with the docstring of what drew them as caption.
+def read_figures(folder: Path, captions: dict[str, dict[str, str]]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Read the figures as data URIs.
 
-    YIELDS (tuple[str, dict[str, str]]): Name, and `source` and `caption`.
-    RAISES (StepError): If one is missing.
+    folder (Path): The folder with a folder for each kind of figures.
+    captions (dict[str, dict[str, str]]): The captions by kind and name.
+    YIELDS (tuple[str, dict[str, str]]): Kind and name of a figure, joined by a hyphen; its `source` and `caption`.
+    RAISES (StepError): If a figure is missing.
     """
-    for kind, figures in {"corpus": CORPUS_FIGURES, "analysis": ANALYSIS_FIGURES}.items():
-        for name, draw in figures.items():
+    for kind, texts in captions.items():
+        for name, caption in texts.items():
             path = folder / kind / f"{name}.svg"
             if not path.exists():
                 raise StepError(f"{path} is missing.", "Run explore and analyze again.")
             source = f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
-            yield f"{kind}-{name}", {"source": source, "caption": draw.__doc__ or name}
+            yield f"{kind}-{name}", {"source": source, "caption": caption}
 
 
 if __name__ == "__main__":
-    run(report)
+    main(report)

@@ -1,213 +1,83 @@
-"""Train a pipeline by `spacy train`, so that no finished model is lost, retrained in vain or left half written."""
+"""Train a pipeline by `spacy train`, so that no finished model is lost, trained again or left half written."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
+import logging
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from inspect import getsource
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-import numpy as np
 import spacy
 import srsly
 import torch
 import typer
-from spacy.cli._util import import_code
 from spacy.cli.train import train as spacy_train
 from spacy.language import Language
-from spacy.tokens import Doc
-from spacy.training import Example
-from spacy.util import minibatch, registry
+from spacy.util import registry
 from thinc.api import Config
-from transformers import AutoConfig
 from wasabi import msg
 
-from scripts.functions import find_pieces
-from scripts.steps import (
-    StepError,
-    claim,
-    find_entity_texts,
-    installed,
-    made,
-    read_docs,
-    read_json,
-    replace,
-    run,
-    sha256,
-    write_json,
-    writes,
-)
+from common.errors import main
+from common.gpu import use_gpu
+from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
+from common.scoring import record_probabilities
+from common.statistics import number_tags, score_tags
+from common.training import BEST, LAST, calibrate, find_trained, prepare
 
-BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
-EPOCHS = 4
-HEAD_RATE = 1e-3  # of layers that start from random weights, whatever the encoder
-FEWEST_STEPS = 400  # below which a small corpus has more epochs
-EVALUATIONS = 8
-CURVES = "curves.jsonl"
-CURVE_DOCS = 100  # of train, at least, whose tags are scored at each evaluation
+CURVE_DOCS = 100  # at least so many documents of train are scored at each evaluation
 
 
 @writes("folder")
 def train(
     config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
     folder: Annotated[Path, typer.Argument(help="Folder of the run; its model-best is made")],
-    corpus: Annotated[Path, typer.Option(help="Folder with train.spacy, dev.spacy, origin.json", exists=True)],
+    corpus: Annotated[Path, typer.Option(help="Folder with train.spacy, dev.spacy, provenance.json", exists=True)],
     encoder: Annotated[Path, typer.Option(help="Folder of the encoder", exists=True)],
-    code: Annotated[Path, typer.Option(help="Python file with registered functions", exists=True)],
     epochs: Annotated[str, typer.Option(help="Passes over the corpus, or auto")] = "auto",
     learn_rate: Annotated[str, typer.Option(help="Highest learning rate, or auto: from the encoder's width")] = "auto",
     batch_words: Annotated[str, typer.Option(help="Words in a batch, or auto: fewer for a small corpus")] = "auto",
     seed: Annotated[int, typer.Option(help="For weights, order and dropout")] = 0,
-    aside: Annotated[bool, typer.Option("--aside", help="Keep it beside model-best, which stays")] = False,
+    aside: Annotated[bool, typer.Option("--aside", help="Keep the model beside model-best, which stays")] = False,
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
 ) -> None:
-    """Train a pipeline unless it is there."""
-    check_gpu(gpu_id)
-    import_code(code)
-    made_from, overrides = prepare(config, corpus, encoder, code, epochs, learn_rate, batch_words, seed)
-    place = folder / (f"{BEST}-{digest(made_from)}" if aside else BEST)
-    made(folder, place.name, f"unfinished-{digest(made_from)}")
-    if not recall(folder, made_from, place):
-        train_anew(config, folder, made_from, overrides, place, gpu_id)
+    """Train a pipeline, unless there is one from the same inputs."""
+    use_gpu(gpu_id)
+    inputs, overrides = prepare(config, corpus, encoder, epochs, learn_rate, batch_words, seed)
+    place = folder / (f"{BEST}-{digest(inputs)}" if aside else BEST)
+    made(folder, place.name, f"unfinished-{digest(inputs)}")
+    if not restore_trained(folder, inputs, place):
+        train_anew(config, folder, inputs, overrides, place, gpu_id)
 
 
-def prepare(
-    config: Path,
-    corpus: Path,
-    encoder: Path,
-    code: Path,
-    epochs: str = "auto",
-    learn_rate: str = "auto",
-    batch_words: str = "auto",
-    seed: int = 0,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a model is made from, which is its origin, and the overrides of the config for it.
+def restore_trained(folder: Path, inputs: dict[str, Any], place: Path) -> bool:
+    """Look for a finished model with these inputs, and make it model-best if that is what was asked for.
 
-    The arguments are those of `train`.
+    folder (Path): The folder of the run.
+    inputs (dict[str, Any]): As `prepare` gives them.
+    place (Path): Where the model shall stand: model-best, or a folder beside it. Beside it a model may have any name.
+    RETURNS (bool): Whether there is one.
+    RAISES (StepError): If something stands at `place` that no step has made.
     """
-    overrides = derive(config, corpus / "train.spacy", encoder, epochs, learn_rate, batch_words)
-    overrides |= {"system.seed": seed, "paths.dev": str(corpus / "dev.spacy")}
-    made_from = {
-        "config": sha256(config),
-        "code": sha256(code),
-        "encoder": sha256(encoder),
-        "corpus": {split: sha256(corpus / f"{split}.spacy") for split in ("train", "dev")},
-        "settings": {key: value for key, value in overrides.items() if not key.startswith("paths.")},
-        "calibration": hashlib.sha256(f"{getsource(calibrate)}{getsource(predict_tags)}".encode()).hexdigest(),
-    }
-    return made_from, overrides
-
-
-def check_gpu(gpu_id: int) -> None:
-    """Make sure that the GPU asked for can be used.
-
-    RAISES (StepError): If not, saying what is missing.
-    """
-    if gpu_id < 0:
-        return
-    on_cpu = "or train on the CPU: --vars.gpu_id -1"
-    if torch.version.cuda is None and torch.version.hip is None:
-        raise StepError(
-            f"GPU {gpu_id} was asked for, but this PyTorch is built for the CPU.", f"Install one for your GPU, {on_cpu}"
-        )
-    if not torch.cuda.is_available():
-        raise StepError(f"GPU {gpu_id} was asked for, but PyTorch finds no usable driver.", f"See nvidia-smi, {on_cpu}")
-    if gpu_id >= torch.cuda.device_count():
-        raise StepError(
-            f"GPU {gpu_id} was asked for; there are {torch.cuda.device_count()}, from 0.", f"Choose, {on_cpu}"
-        )
-    try:
-        import cupy  # noqa: F401
-    except ImportError as error:
-        major = (torch.version.cuda or "12").partition(".")[0]
-        raise StepError(f"CuPy is missing: {error}", f"pip install cupy-cuda{major}x, {on_cpu}") from error
-
-
-def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: str, batch_words: str) -> dict[str, Any]:
-    """What depends on encoder and corpus, as overrides of the config.
-
-    - Learning rate: 5e-5 for the width of BERT-base, 768 (Devlin et al. 2019 recommend 2e-5 to 5e-5); by the inverse
-      square of the width for others, which gives 2e-4 for 384; at most 5e-4.
-    - By how much the rate of other layers is higher: so that it is HEAD_RATE.
-    - Words in a batch: 1,500, and for a small corpus fewer, so that an epoch has 25 steps, but at least 300.
-    - Epochs: EPOCHS, and for a small corpus more, until there are FEWEST_STEPS.
-
-    config (Path): The training config; its batcher counts the steps.
-    train (Path): The training corpus.
-    encoder (Path): Folder with a config.json.
-    epochs, learn_rate, batch_words (str): Numbers, or "auto".
-    RETURNS (dict[str, Any]): Overrides by dotted name.
-    RAISES (StepError): If something is neither a number above 0 nor "auto".
-    """
-    docs = [doc[a:b] for doc in read_docs(train, spacy.blank("en").vocab) for a, b in find_pieces(doc)]
-    words = sum(map(len, docs))
-    width = AutoConfig.from_pretrained(encoder).hidden_size  # whatever it is called in the encoder's config.json
-    size = max(1, int(_number("batch_words", batch_words, min(1500, max(300, words // 25)))))
-    batcher = Config().from_disk(config)["training"]["batcher"]["batcher"] | {"size": size}
-    steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
-    passes = _number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
-    evaluations = min(EVALUATIONS, math.ceil(passes))
-    every = math.ceil(passes * steps / evaluations)
-    total = every * evaluations  # spaCy evaluates at multiples of `every`: the last step shall be one
-    rate = _number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
-    return {
-        "paths.train": str(train),
-        "paths.encoder": str(encoder),
-        "training.max_steps": total,
-        "training.eval_frequency": every,
-        "training.batcher.batcher.size": size,
-        "training.optimizer.head_factor": HEAD_RATE / rate,
-        "training.optimizer.learn_rate.initial_rate": rate,
-        "training.optimizer.learn_rate.warmup_steps": total // 10,
-        "training.optimizer.learn_rate.total_steps": total,  # spaCy interpolates nothing here
-    }
-
-
-def _number(name: str, value: str, auto: float) -> float:
-    try:
-        number = auto if value == "auto" else float(value)
-    except ValueError:
-        number = 0
-    if not 0 < number < math.inf:
-        raise StepError(f"{name} is {value!r}, neither auto nor a number above 0.", f"For example: --vars.{name} auto")
-    return number
-
-
-def recall(folder: Path, made_from: dict[str, Any], place: Path) -> bool:
-    """Put the finished model of this origin at `place`, if there is one; if that is not model-best, leave it."""
-    found = find_trained(folder, made_from)
-    if found == place or (found and place.name != BEST):
-        msg.good(f"{found} is trained already, from the same config, corpus, encoder and code.")
+    trained = find_trained(folder, inputs)
+    if trained == place or (trained and place.name != BEST):
+        msg.good(f"{trained} is trained already, from the same config, corpus, encoder and code.")
         return True
-    claim(place, "origin.json")
-    if found:
-        publish(found, place)
-    return bool(found)
+    claim(place, "provenance.json")
+    if trained:
+        move_into_place(trained, place)
+    return bool(trained)
 
 
-def find_trained(folder: Path, made_from: dict[str, Any]) -> Path | None:
-    """The finished model of this origin among those of a run."""
-    name = digest(made_from)
-    models = (folder / BEST, folder / f"{BEST}-{name}", folder / f"unfinished-{name}" / BEST)
-    return next((model for model in models if read_json(model / "origin.json").get("made_from") == made_from), None)
-
-
-def digest(made_from: dict[str, Any]) -> str:
-    """Eight hexadecimal digits for an origin."""
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def publish(model: Path, place: Path) -> None:
-    """Move a finished model to `place`. The one that stands there is kept under a name of its origin."""
+def move_into_place(model: Path, place: Path) -> None:
+    """Move a finished model to `place`. A model that stands there is kept, under a name with its digest."""
     if place.exists():
-        kept = place.with_name(f"{BEST}-{digest(read_json(place / 'origin.json')['made_from'])}")
+        kept = place.with_name(f"{BEST}-{digest(read_json(place / 'provenance.json')['inputs'])}")
         made(place.parent, kept.name)
         replace(place, kept)
         msg.info(f"The model of other settings that stood there is now {kept}")
@@ -218,10 +88,16 @@ def publish(model: Path, place: Path) -> None:
 
 
 def train_anew(
-    config: Path, folder: Path, made_from: dict[str, Any], overrides: dict[str, Any], place: Path, gpu_id: int
+    config: Path, folder: Path, inputs: dict[str, Any], overrides: dict[str, Any], place: Path, gpu_id: int
 ) -> None:
-    """Train in a folder for this origin, from the best weights that an interrupted training left there, if any."""
-    unfinished = folder / f"unfinished-{digest(made_from)}"
+    """Train in a folder that belongs to these inputs, and go on from what an interrupted training left there.
+
+    config, gpu_id: As `train` takes them.
+    folder (Path): The folder of the run.
+    inputs, overrides (dict[str, Any]): As `prepare` gives them.
+    place (Path): Where the finished model shall stand.
+    """
+    unfinished = folder / f"unfinished-{digest(inputs)}"
     unfinished.mkdir(exist_ok=True)
     start = unfinished / "start"
     whole = find_whole(unfinished)
@@ -241,10 +117,11 @@ def train_anew(
     curves |= {split: overrides[f"paths.{split}"] for split in ("train", "dev")}
     logger = {f"training.logger.{name}": value for name, value in curves.items()}
     began = time.monotonic()
-    spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides | logger)
+    with without_pooler_warning():
+        spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides | logger)
     temperature = calibrate(unfinished / BEST, Path(overrides["paths.train"]), Path(overrides["paths.dev"]))
     record = {
-        "made_from": made_from,
+        "inputs": inputs,
         "resumed": start.exists(),
         "temperature": temperature,
         "device": torch.cuda.get_device_name(gpu_id) if gpu_id >= 0 else "CPU",
@@ -255,75 +132,43 @@ def train_anew(
     trained["training"]["logger"] = Config().from_disk(config, interpolate=False)["training"]["logger"]
     trained.to_disk(unfinished / BEST / "config.cfg")
     os.replace(unfinished / CURVES, unfinished / BEST / CURVES)
-    write_json(unfinished / BEST / "origin.json", record)
-    publish(unfinished / BEST, place)
+    write_json(unfinished / BEST / "provenance.json", record)
+    move_into_place(unfinished / BEST, place)
 
 
-def calibrate(model: Path, train: Path, dev: Path) -> float:
-    """Make the scores of entities mean how often they are right, by the dev corpus.
+@contextmanager
+def without_pooler_warning() -> Iterator[None]:
+    """Silence the warning of transformers that the pooler of the encoder has new weights.
 
-    model (Path): The trained pipeline, with a component `ner`. That is changed.
-    train, dev (Path): The .spacy files.
-    RETURNS (float): The temperature chosen.
+    Checkpoints for masked words have no pooler, and this pipeline does not use it. If other weights are new too,
+    the warning appears as ever.
     """
-    nlp = spacy.load(model)
-    recognizer: Any = nlp.get_pipe("ner")
-    reader = registry.readers.get("bert_ner.Corpus.v2")(dev, sentence_starts=False)
-    examples, docs, probabilities = zip(*predict_tags(nlp, reader(nlp)), strict=True)
-    gold = [{(e.start, e.end, e.label_) for e in example.get_aligned_ents_and_ner()[0]} for example in examples]
-    temperature: float = recognizer.calibrate(list(docs), list(probabilities), gold, find_entity_texts(train))
-    recognizer.to_disk(model / "ner", exclude=["vocab"])
-    return temperature
 
+    def names_other_weights(record: logging.LogRecord) -> bool:
+        _, new, names = record.getMessage().partition("newly initialized: ")
+        weights = re.findall(r"'([^']+)'", names.partition("]")[0])
+        return not (new and weights and all("pooler." in name for name in weights))
 
-def predict_tags(nlp: Language, examples: Iterable[Example]) -> Iterator[tuple[Example, Doc, np.ndarray]]:
-    """What the entity recogniser computes.
-
-    nlp (Language): With a component `ner`.
-    examples (Iterable[Example]): Their predicted docs are annotated by the components before it.
-    YIELDS (tuple[Example, Doc, np.ndarray]): The example, the doc, and the probabilities of the tags, (tokens, tags).
-    """
-    recognizer: Any = nlp.get_pipe("ner")
-    before: list[Any] = [pipe for _, pipe in nlp.pipeline[: nlp.pipe_names.index("ner")]]
-    for batch in minibatch(examples, 32):  # type: ignore[no-untyped-call,unused-ignore]
-        docs = [example.x for example in batch]
-        for pipe in before:
-            docs = list(pipe.pipe(docs))
-        yield from zip(batch, docs, recognizer.predict(docs), strict=True)
-        for doc in docs:
-            doc._.trf_data = None  # which is large
-
-
-def score_tags(nlp: Language, examples: Iterable[Example]) -> dict[str, float]:
-    """Loss and accuracy of the BILUO tags of the tokens, before any search for a legal sequence.
-
-    nlp (Language): With a component `ner`.
-    examples (Iterable[Example]): As `predict_tags` takes them.
-    RETURNS (dict[str, float]): `loss`: cross entropy for each token, in natural logarithms; `accuracy`: the share of
-        tokens whose most probable tag is right. Tokens whose tag is not known are left out.
-    """
-    recognizer: Any = nlp.get_pipe("ner")
-    numbers = {tag: number for number, tag in enumerate(recognizer.tags)}
-    losses: list[np.ndarray] = []
-    right: list[np.ndarray] = []
-    for example, _, probabilities in predict_tags(nlp, examples):
-        gold = np.array([numbers.get(tag or "-", -1) for tag in example.get_aligned_ner()], dtype=int)
-        known = np.flatnonzero(gold >= 0)
-        losses.append(-np.log(np.maximum(probabilities[known, gold[known]], 1e-10)))
-        right.append(probabilities[known].argmax(1) == gold[known])
-    count = max(1, sum(map(len, right)))
-    return {name: float(sum(p.sum() for p in parts) / count) for name, parts in (("loss", losses), ("accuracy", right))}
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(names_other_weights)
+    try:
+        yield
+    finally:
+        logger.removeFilter(names_other_weights)
 
 
 @registry.loggers("bert_ner.Curves.v1")  # type: ignore[untyped-decorator,unused-ignore]
 def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callable[..., Any]:
-    """spaCy's console logger, and beside it a row for each evaluation in a file of lines of JSON.
+    """Log to the console as spaCy does, and write the learning curves: a line of JSON for each evaluation.
 
-    It is here and not with the other registered functions because nobody who uses the pipeline needs it.
+    spaCy's own logger writes such lines too, but neither the loss and accuracy of tags nor the learning rate, and not
+    to a file that an interrupted training has begun. This logger is registered here and not in bert_ner/, because
+    nobody needs it who uses the pipeline.
 
-    train, dev (str): The .spacy files. Tags of some documents of train are scored, always the same, and of all of dev.
-    path (str): The file, which is added to.
-    progress_bar (bool): As the console logger's.
+    train, dev (str): The .spacy files. Of train always the same part is scored. Dev is not predicted again: spaCy has
+        just done so for its own scores.
+    path (str): The file; lines are added to it.
+    progress_bar (bool): As the console logger takes it.
     RETURNS (Callable): The logger.
     """
 
@@ -331,6 +176,17 @@ def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callab
         log, finish = registry.loggers.get("spacy.ConsoleLogger.v2")(progress_bar)(nlp, stdout, stderr)
         rates = registry.resolve({"rate": nlp.config.interpolate()["training"]["optimizer"]["learn_rate"]})["rate"]
         step, rate = -1, rates
+        read, tags = registry.readers.get("bert_ner.Corpus.v2"), nlp.get_pipe("ner").tags  # type: ignore[attr-defined]
+        sample = list(read(train, sentence_starts=False)(nlp))
+        sample = sample[:: max(1, len(sample) // CURVE_DOCS)]
+        gold = {"train": number_tags(sample, tags), "dev": number_tags(read(dev, sentence_starts=False)(nlp), tags)}
+        recording = ExitStack()
+        recorded = recording.enter_context(record_probabilities(nlp))
+
+        def score(split: str) -> dict[str, float]:
+            scores = score_tags(gold[split], recorded)
+            recorded.clear()
+            return scores
 
         def log_step(info: dict[str, Any] | None) -> None:
             nonlocal step, rate
@@ -340,32 +196,37 @@ def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callab
             if isinstance(rates, Iterator):
                 for step, rate in zip(range(step + 1, info["step"] + 1), rates):  # noqa: B007, B020, B905
                     pass
-            read = registry.readers.get("bert_ner.Corpus.v2")
-            examples = list(read(train, sentence_starts=False)(nlp))
+            on_dev = score("dev")
+            for _ in nlp.pipe(example.predicted.copy() for example in sample):
+                pass
             row = {
                 "step": info["step"],
                 "epoch": info["epoch"],
                 "learn_rate": float(rate),
                 "losses": {name: float(loss) for name, loss in info["losses"].items()},
-                "train": score_tags(nlp, examples[:: max(1, len(examples) // CURVE_DOCS)]),
-                "dev": score_tags(nlp, read(dev, sentence_starts=False)(nlp)) | info["other_scores"],
+                "train": score("train"),
+                "dev": on_dev | info["other_scores"],
                 "seconds": info["seconds"],
                 "words": info["words"],
             }
             with open(path, "a", encoding="utf8") as file:
                 file.write(srsly.json_dumps(row) + "\n")
 
-        return log_step, finish
+        def close() -> None:
+            recording.close()
+            finish()
+
+        return log_step, close
 
     return setup
 
 
 def find_whole(folder: Path) -> Path | None:
-    """The best checkpoint that `spacy train` left whole when it was killed.
+    """Find the best checkpoint that `spacy train` left whole when it was killed.
 
-    It writes model-last, in place; then, if it is the best so far, it removes model-best and copies model-last there,
-    file by file with their times. So one of the two is always whole. A model-best that was being removed or copied
-    lacks files of model-last, or has one that is newer there; and model-last is whole then.
+    spaCy writes model-last in place. Then, if that is the best so far, it removes model-best and copies model-last
+    there, file by file, with their times. So one of the two is always whole. If model-best was being removed or
+    copied, it lacks files of model-last, or has one that is newer there, and then model-last is whole.
 
     folder (Path): The output folder of `spacy train`.
     RETURNS (Path | None): The checkpoint, or None if there was no evaluation yet.
@@ -381,16 +242,22 @@ def find_whole(folder: Path) -> Path | None:
 
 
 def _if_loadable(model: Path) -> Path | None:
-    """The very first checkpoint may be half written, with nothing to compare it with."""
+    """Try to load the very first checkpoint, which may be half written while there is no other to compare it with."""
     try:
         spacy.load(model)
-    except Exception:  # anything can be missing
+    except Exception:  # any part of it can be missing
         return None
     return model
 
 
 def resume_config(config: Path, start: Path, path: Path) -> Path:
-    """Write the config that takes every component, with its weights, from the pipeline `start`."""
+    """Write a config that takes all components, with their weights, from the pipeline `start`.
+
+    config (Path): The training config.
+    start (Path): The pipeline.
+    path (Path): Where to write the new config.
+    RETURNS (Path): The same.
+    """
     resumed = Config().from_disk(config, interpolate=False)
     for name in resumed["nlp"]["pipeline"]:
         if name in resumed["components"] and (start / name).exists():
@@ -400,4 +267,4 @@ def resume_config(config: Path, start: Path, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    run(train)
+    main(train)

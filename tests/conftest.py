@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parent.parent
@@ -64,9 +65,21 @@ def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
     return folder
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first process of a test run makes, and all use."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not folder.exists():
+            make(root / f"unfinished-{name}")
+            (root / f"unfinished-{name}").rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+    return once(tmp_path_factory, "tiny", save_tiny_encoder)
 
 
 TEXT = (
@@ -99,7 +112,7 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose pipeline knows the words of TEXT by rules: fast, and right."""
     import spacy
 
-    from scripts.functions import create_concept_rules
+    from bert_ner.concepts import create_concept_rules
 
     nlp = spacy.blank("en")
     nlp.add_pipe("sentencizer")
@@ -112,8 +125,8 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     concepts: Any = nlp.add_pipe("bert_ner_concepts_v2", name="concepts")
     concepts.add_patterns(create_concept_rules())
     folder = tmp_path_factory.mktemp("ruled")
-    (folder / "training/ruled").mkdir(parents=True)
-    nlp.to_disk(folder / "training/ruled/model-best")
+    (folder / "packages/ruled").mkdir(parents=True)
+    nlp.to_disk(folder / "packages/ruled/assembled")
     return folder
 
 
@@ -130,9 +143,14 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that look at a whole run last: while one process makes it, the others have something to do."""
+    items.sort(key=lambda item: "project" in getattr(item, "fixturenames", ()))
+
+
 def copy_project(folder: Path) -> Path:
     """The project's own files, without anything generated, in another folder."""
-    for name in ("assets/sample", "configs", "scripts"):
+    for name in ("app", "assets/sample", "bert_ner", "benchmarks", "common", "configs", "runs", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("project.yml", "requirements.txt", "requirements-minilm.txt", "README.md"):
         shutil.copy(ROOT / name, folder)
@@ -147,7 +165,7 @@ def guard(seconds: float) -> float:
 BASE = {"PIP_NO_INDEX": "1", "COLUMNS": "200"}  # a package build does not reach for an index
 
 # By these a new process computes as on a lesser processor: oneDNN multiplies matrices, ATen does the rest.
-# torch.cpu.get_capabilities() asks the processor itself and does not follow them; resolve_precision does.
+# torch.cpu.get_capabilities() asks the processor itself and does not follow them; resolve_dtype does.
 PROCESSORS: dict[str, dict[str, str]] = {
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
     "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx512"},
@@ -238,13 +256,24 @@ def words(output: str) -> str:
 Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
+OUTPUT = "output.txt"
+
+
 class Project:
     """A copy of the project, run through its own commands on the sample corpus and the tiny encoder."""
 
     def __init__(self, folder: Path, encoder: Path) -> None:
         self.folder = folder
         self.encoder = encoder
-        self.output = ""
+
+    @property
+    def output(self) -> str:
+        """What `all` printed."""
+        return (self.folder / OUTPUT).read_text("utf8")
+
+    def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python in the project, as `python` does."""
+        return python(*arguments, cwd=self.folder)
 
     def run(
         self, command: str, run: str = "tiny", start: Start = python, **variables: str
@@ -265,11 +294,13 @@ class Project:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Project:
     """`all` of the sample, for tests that only look at it."""
-    project = Project(copy_project(tmp_path_factory.mktemp("project")), tiny_encoder)
-    done = project.run("all")
-    assert done.returncode == 0, done.stdout + done.stderr
-    project.output = done.stdout
-    return project
+
+    def make(folder: Path) -> None:
+        done = Project(copy_project(folder), tiny_encoder).run("all")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / OUTPUT).write_text(done.stdout, encoding="utf8")
+
+    return Project(once(tmp_path_factory, "project", make), tiny_encoder)
 
 
 @pytest.fixture

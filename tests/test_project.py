@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from thinc.api import Config
 from weasel.cli.run import check_rerun
 from weasel.util import load_project_config, split_command
 
-from scripts.steps import SPLITS, read_json, sha256
+from common.records import SPLITS, read_json, sha256
+from scripts.run import read_run
 from tests.conftest import ROOT, Project, copy_project, new_python, words
 
 STEPS = [
     "convert",
     "explore",
     "train",
+    "assemble",
     "evaluate",
     "analyze",
     "concepts",
@@ -29,37 +33,105 @@ STEPS = [
 ]  # that write what weasel watches
 PROJECT = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))
 COMMANDS = PROJECT["commands"]
+FOLDERS = ("bert_ner", "common", "scripts", "app", "benchmarks")
 CI = (ROOT / ".ci/run").read_text("utf8")
 
 
 # project.yml
 
 
+def imported_by(path: str) -> set[str]:
+    """The files of the project that a file of Python imports, wherever in it, as paths."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            place = name.replace(".", "/")
+            if name.partition(".")[0] in FOLDERS:
+                found |= {file for file in (f"{place}.py", f"{place}/__init__.py") if (ROOT / file).exists()}
+    return {file for file in found if (ROOT / file).stat().st_size}
+
+
+def closure(paths: Iterable[str]) -> set[str]:
+    """Files of Python, and all that these import, directly or not."""
+    found: set[str] = set()
+    waiting = list(paths)
+    while waiting:
+        if (path := waiting.pop()) not in found:
+            found.add(path)
+            waiting += imported_by(path)
+    return found
+
+
+def test_no_import_is_overlooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+import spacy, scripts.train
+from common import records as kept, errors
+from app.files import (
+    read_csv,
+    read_txt,
+)
+def late():
+    import bert_ner.encoder
+    from benchmarks.contenders import spacy
+"""
+    for name in ("scripts/train.py", "common/records.py", "common/errors.py", "app/files.py", "bert_ner/encoder.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1")
+    (tmp_path / "source.py").write_text(source)
+    monkeypatch.setattr("tests.test_project.ROOT", tmp_path)
+    found = {"scripts/train.py", "common/records.py", "common/errors.py", "app/files.py", "bert_ner/encoder.py"}
+    assert imported_by("source.py") == found
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command["name"])
 def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str, Any]) -> None:
+    """Every file that a step reads, imports included, is in its deps.
+
+    One is left out: the rules of concepts, which `import bert_ner` registers in every step, concern only those steps
+    that work on the assembled pipeline.
+    """
+    text = "\n".join(command["script"])
     for line in command["script"]:
         assert not re.search(r"[*?<>|;]|&&|`", line), "weasel has no shell"
         assert line.startswith("python "), "weasel replaces only a leading python"
-        used = re.findall(r"(?:scripts|configs)/[\w.]+", line)
-        used += [f"scripts/{module}.py" for module in re.findall(r"-m scripts\.(\w+)", line)]
-        for path in used:
-            assert path in command["deps"] and (ROOT / path).exists()
-        for dependency in _imported(used):
-            assert dependency in command["deps"], f"{line} imports it"
-    if command["name"] not in ("quickstart", "download", "debug", "experiments", "clean", "app", "serve"):
+    used = set(re.findall(rf"(?:{'|'.join(FOLDERS)}|configs)/[\w.]+", text))
+    used |= {f"{module.replace('.', '/')}.py" for module in re.findall(rf"-m ((?:{'|'.join(FOLDERS)})\.[\w.]+)", text)}
+    used |= {path for path in command.get("deps", []) if path.endswith(".py")}
+    needed = closure(path for path in used if path.endswith(".py")) | used
+    if "/assembled" not in text and command["name"] not in ("app", "serve"):
+        needed -= {"bert_ner/concepts.py"}
+    assert all((ROOT / path).exists() for path in needed)
+    assert needed <= set(command.get("deps", []))
+    if command["name"] not in ("quickstart", "download", "debug", "experiments", "clean", "app", "serve", "document"):
         assert command["outputs"]
     assert command["help"][0].isupper() and not command["help"].endswith(".")
 
 
-def _imports(source: str) -> Iterator[tuple[str, str]]:
-    """Each script of the project that Python code imports, wherever it does so, and what it takes from it, if named."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name.split(".")[1], "") for alias in node.names if alias.name.startswith("scripts."))
-        elif isinstance(node, ast.ImportFrom) and node.module == "scripts":
-            yield from ((alias.name, "") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts."):
-            yield from (((node.module or "").split(".")[1], alias.name) for alias in node.names)
+def test_imports_go_one_way() -> None:
+    """bert_ner ◀ common ◀ scripts, app, benchmarks; no file of bert_ner imports another, and no script another."""
+    allowed = {
+        "bert_ner": set(),
+        "common": {"bert_ner", "common"},
+        "scripts": {"bert_ner", "common"},
+        "app": {"bert_ner", "common", "app"},
+        "benchmarks": {"bert_ner", "common", "benchmarks"},
+    }
+    for folder, others in allowed.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.name != "__init__.py":
+                name = str(path.relative_to(ROOT))
+                assert {Path(file).parts[0] for file in imported_by(name)} <= others, name
+
+
+def test_the_wheel_has_no_training_code() -> None:
+    (line,) = [line for c in COMMANDS for line in c["script"] if c["name"] == "package" and "-m spacy package" in line]
+    files = re.findall(r"bert_ner/(\w+)\.py", line)
+    assert files == ["concepts", "encoder", "features", "recognizer", "tokenizer"]
 
 
 def test_a_name_with_spaces_stays_one_argument() -> None:
@@ -70,51 +142,15 @@ def test_a_name_with_spaces_stays_one_argument() -> None:
             assert [part.replace("mine", "x /somewhere") for part in plain] == spaced
 
 
-def _imported(paths: list[str]) -> set[str]:
-    """The project's scripts that these import, directly or not."""
-    found: set[str] = set()
-    waiting = [path for path in paths if path.endswith(".py")]
-    while waiting:
-        for name, _ in _imports((ROOT / waiting.pop()).read_text("utf8")):
-            if (path := f"scripts/{name}.py") not in found:
-                found.add(path)
-                waiting.append(path)
-    return found
-
-
-def test_no_import_is_overlooked() -> None:
-    source = """
-import spacy, scripts.train
-from scripts import functions as code, steps
-from scripts.convert import (
-    convert,
-    read_conll,
-)
-def late():
-    from scripts.serve import serve
-"""
-    assert sorted(_imports(source)) == [
-        ("convert", "convert"),
-        ("convert", "read_conll"),
-        ("functions", ""),
-        ("serve", "serve"),
-        ("steps", ""),
-        ("train", ""),
-    ]
-
-
-def test_every_script_is_a_command_and_has_its_tests() -> None:
-    names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__"}
-    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    assert names <= tests
-    shared = {"functions", "steps", "application", "files"}
-    assert names - shared <= {command["name"] for command in COMMANDS}
-
-
-def test_no_script_imports_the_command_of_another() -> None:
-    for path in (ROOT / "scripts").glob("*.py"):
-        for module, name in _imports(path.read_text("utf8")):
-            assert module != name, path
+def test_every_script_is_a_command_and_every_file_has_its_tests() -> None:
+    names = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__", "run"}
+    assert names <= {command["name"] for command in COMMANDS}
+    for folder in FOLDERS:
+        tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / folder).glob("test_*.py")}
+        files = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+        assert tests <= files, folder
+        if folder == "scripts":
+            assert files <= tests
 
 
 # The whole workflow
@@ -125,7 +161,7 @@ def test_all_leaves_everything_in_its_place(project: Project) -> None:
         *(f"assets/tiny/{split}.conll" for split in ("train", "dev", "test")),
         "assets/tiny/encoder/model.safetensors",
         *(f"corpus/tiny/{split}.spacy" for split in ("train", "dev", "test")),
-        "training/tiny/model-best/origin.json",
+        "training/tiny/model-best/provenance.json",
         "metrics/tiny/corpus.json",
         "metrics/tiny/figures/corpus/entities.svg",
         "metrics/tiny/test.json",
@@ -162,6 +198,13 @@ def test_the_second_time_nothing_is_done_again(changeable: Project) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def copied(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the run for this process alone, whose files may change for a moment."""
+    folder = tmp_path_factory.mktemp("copied") / "project"
+    return Project(shutil.copytree(project.folder, folder), project.encoder)
+
+
 def stale(project: Project, **variables: str) -> list[str]:
     """The steps that weasel would run, their inputs being as they are."""
     settings = {"run": "tiny", "source": "sample", "encoder": str(project.encoder), "epochs": "1"} | variables
@@ -174,30 +217,34 @@ def stale(project: Project, **variables: str) -> list[str]:
     ("path", "steps"),
     [
         ("scripts/convert.py", ["convert"]),
-        ("scripts/explore.py", ["explore", "analyze", "report"]),
+        ("scripts/explore.py", ["explore"]),
         ("configs/bert.cfg", ["train"]),
-        ("scripts/train.py", ["train", "analyze", "report"]),
-        ("scripts/evaluate.py", ["evaluate", "analyze", "report"]),
+        ("scripts/train.py", ["train"]),
+        ("scripts/evaluate.py", ["evaluate"]),
         ("scripts/verify.py", ["verify"]),
         ("scripts/report.html", ["report"]),
-        ("scripts/functions.py", ["train", "evaluate", "analyze", "concepts", "package", "verify", "report"]),
+        ("bert_ner/concepts.py", ["assemble", "concepts", "package"]),
+        ("configs/assemble.cfg", ["assemble"]),
+        ("bert_ner/optimizer.py", ["train", "assemble", "evaluate", "concepts", "package"]),
         ("assets/tiny/test.conll", ["convert"]),
         ("corpus/tiny/train.spacy", ["convert", "explore", "train", "evaluate", "analyze"]),
         ("corpus/tiny/test.spacy", ["convert", "explore", "evaluate", "analyze", "verify"]),
         ("assets/tiny/encoder/vocab.txt", ["explore", "train"]),
-        ("training/tiny/model-best/meta.json", ["train", "evaluate", "analyze", "concepts", "package", "verify"]),
+        ("training/tiny/model-best/meta.json", ["train", "assemble", "evaluate", "analyze"]),
+        ("packages/tiny/assembled/meta.json", ["assemble", "concepts", "package", "verify"]),
+        ("metrics/tiny/predictions/test.npz", ["evaluate", "analyze", "verify"]),
         ("assets/sample/concepts.jsonl", ["concepts"]),
         ("README.md", []),
     ],
 )
-def test_a_change_runs_again_what_depends_on_it(project: Project, path: str, steps: list[str]) -> None:
+def test_a_change_runs_again_what_depends_on_it(copied: Project, path: str, steps: list[str]) -> None:
     """Directly: what these steps then write differently makes those after them stale in turn."""
-    assert stale(project) == []
-    file = project.folder / path
+    assert stale(copied) == []
+    file = copied.folder / path
     original = file.read_bytes()
     file.write_bytes(original + b"\n")
     try:
-        assert stale(project) == steps
+        assert stale(copied) == steps
     finally:
         file.write_bytes(original)
 
@@ -260,9 +307,10 @@ def test_results_say_where_they_come_from(project: Project) -> None:
     assert evaluation["corpus"] == "sample" and evaluation["encoder"] == "tiny"
     assert evaluation["counts"]["train"]["documents"] == 110
     training = evaluation["training"]
-    assert training["made_from"]["config"] == sha256(project.folder / "configs/bert.cfg")
+    config = Config().from_disk(project.folder / "configs/bert.cfg", interpolate=False)
+    assert training["inputs"]["config"] == hashlib.sha256(config.to_bytes()).hexdigest()
     assert training["versions"]["spacy"].startswith("3.8") and training["device"] == "CPU"
-    assert training["made_from"]["settings"]["system.seed"] == 0
+    assert training["inputs"]["settings"]["system.seed"] == 0
 
 
 def scripts(**variables: str) -> dict[str, list[str]]:
@@ -271,16 +319,22 @@ def scripts(**variables: str) -> dict[str, list[str]]:
     return {command["name"]: command["script"] for command in config["commands"]}
 
 
-def test_quickstart_needs_no_hub_and_what_it_made_can_be_benchmarked() -> None:
-    """`make BENCH_RUN=quickstart bench` gives no variable but the run: package and version are found by themselves."""
-    (line,) = scripts()["quickstart"]
-    assert line.startswith("python -m spacy project run all . --vars.")
-    variables = dict(re.findall(r"--vars\.(\S+) (\S+)", line))
-    assert set(variables) <= set(PROJECT["vars"]), "weasel says nothing of a variable that does not exist"
-    (download,) = scripts(**variables)["download"]
-    assert "--source sample" in download and "--encoder minilm" in download
-    for name in ("benchmark", "benchmark-full"):
-        assert scripts(run=variables["run"])[name] == scripts(**variables)[name]
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "runs").glob("*.yml")))
+def test_a_run_s_file_sets_variables_that_exist(name: str) -> None:
+    found = read_run(ROOT / "runs" / f"{name}.yml", ROOT)
+    assert found["run"] == name and set(found) <= set(PROJECT["vars"])
+    (download,) = scripts(**found)["download"]
+    assert f'--encoder "{found["encoder"]}"' in download
+
+
+def test_the_defaults_are_a_run_too() -> None:
+    assert read_run(ROOT / "runs/conll2003.yml", ROOT).items() <= PROJECT["vars"].items()
+
+
+def test_quickstart_needs_no_hub() -> None:
+    assert scripts()["quickstart"] == ["python -m scripts.run all quickstart"]
+    found = read_run(ROOT / "runs/quickstart.yml", ROOT)
+    assert found["source"] == "sample" and found["encoder"] == "minilm" and found["environment"] == "present"
 
 
 # The repository
@@ -321,14 +375,21 @@ def test_each_variable_is_used_and_each_that_is_used_exists() -> None:
 
 def test_the_makefile_calls_commands_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf8")
-    called = re.findall(r"^\t\$\(RUN\) ([\w-]+)", makefile, re.M)
-    assert called and set(called) <= {command["name"] for command in COMMANDS}
+    (steps,) = re.findall(r"^STEPS := (.+)", makefile, re.M)
+    called = [*steps.split(), *re.findall(r"\$\(STEP\) ([\w-]+)", makefile)]
+    assert set(called) <= {command["name"] for command in COMMANDS} | {"all"}
+    assert set(PROJECT["workflows"]["all"]) <= set(called)
+    targets = {
+        name
+        for line in re.findall(r"^([\w$() -]+):", makefile.replace("$(STEPS)", steps), re.M)
+        for name in line.split()
+    }
     for target in re.findall(r"^make ([\w-]+)", (ROOT / "README.md").read_text("utf8") + CI, re.M):
-        assert re.search(rf"^([\w -]+ )?{target}( [\w -]+)?:", makefile, re.M), target
+        assert target in targets, target
 
 
 def test_ci_checks_and_runs_the_fast_tests_and_the_slow_ones() -> None:
     """With the README's command; the slow tests are those that it leaves out."""
     assert re.findall(r"^make ([\w-]+)$", CI, re.M) == ["check", "test", "test-slow"]
-    chosen = re.findall(r"-m pytest -m (.+)", (ROOT / "Makefile").read_text("utf8"))
+    chosen = re.findall(r"\$\(PYTEST\) -m (.+)", (ROOT / "Makefile").read_text("utf8"))
     assert chosen == ['"not slow"', "slow"]

@@ -1,0 +1,105 @@
+"""Format scores as text, and texts with marked spans as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from markupsafe import Markup
+from spacy.displacy.render import EntityRenderer
+
+from common.records import SPLITS
+
+
+def calibration_summary(calibration: dict[str, Any]) -> str:
+    """Say in a sentence what precision and recall test has at the threshold of the score that dev chose.
+
+    calibration (dict[str, Any]): As the step evaluate writes it.
+    RETURNS (str): The sentence.
+    """
+    least = f"{100 * calibration['min_precision']:g}%"
+    if calibration["precision"] is None:
+        return f"On dev no threshold of the score surely gives a precision of {least}, or no entity of test reaches it."
+    precision, recall = percent(calibration["precision"]), percent(calibration["recall"])
+    return (
+        f"With the threshold {calibration['threshold']:.2f}, chosen on dev for a precision of {least}, "
+        f"precision on test is {precision} and recall {recall}."
+    )
+
+
+def interval_text(scores: dict[str, Any]) -> str:
+    """The ends of the `interval` of a score, as percentages."""
+    return " to ".join(map(percent, scores["interval"]))
+
+
+def score_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Format the scores of entities as rows of a table.
+
+    test (dict[str, Any]): As `spacy evaluate` writes it.
+    RETURNS (list[tuple[str, ...]]): For each label, sorted, then for "all": label, precision, recall, F1.
+    """
+    scores = [*sorted((test["ents_per_type"] or {}).items()), ("all", {key: test[f"ents_{key}"] for key in "prf"})]
+    return [(label, *(percent(score[key]) for key in "prf")) for label, score in scores]
+
+
+def percent(share: float | None) -> str:
+    """A share, from 0 to 1, as a percentage with one decimal; a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Format the most telling numbers of a corpus as rows of a table.
+
+    result (dict[str, Any]): As the step explore writes it.
+    YIELDS (tuple[str, ...]): A name, then the number of train, dev and test; nothing for train where a split is
+        compared with it.
+    """
+    splits, against = result["splits"], result["against_train"]
+    for name in ("documents", "sentences", "tokens"):
+        yield name, *(f"{splits[split][name]:,}" for split in SPLITS)
+    yield "entities", *(f"{sum(splits[split]['entities'].values()):,}" for split in SPLITS)
+    yield "tokens in entities", *(f"{100 * splits[split]['entity_token_share']:.1f} %" for split in SPLITS)
+    yield "wordpieces per token", *(f"{splits[split]['wordpieces_per_token']:.2f}" for split in SPLITS)
+    for name, label in {"unseen_overall": "entities not in train", "unknown_words": "tokens not in train"}.items():
+        shares = (against[split][name] for split in SPLITS[1:])
+        yield label, "", *("–" if share is None else f"{100 * share:.1f} %" for share in shares)
+    for name in ("same_documents", "near_duplicates", "same_sentences"):
+        yield f"{name.replace('_', ' ')} in train", "", *(f"{against[split][name]:,}" for split in SPLITS[1:])
+    for name, label in {
+        "ambiguous": "entities whose name has several labels",
+        "unmarked_elsewhere": "entities whose name is unmarked elsewhere",
+        "rare_label": "entities with a label rare for their name",
+        "cut_by_a_sentence_start": "names cut by a sentence start",
+    }.items():
+        yield label, *(f"{result['oddities']['splits'][split][name]:,}" for split in SPLITS)
+
+
+COLORS = {
+    "PER": "#ffd7a8", "ORG": "#b9d8ff", "LOC": "#c6ecc0", "MISC": "#e5d0f5",
+    "actor": "#b9d8ff", "factor": "#ffe08a", "mechanism": "#c6ecc0",
+}  # fmt: skip
+
+
+# displaCy's own template does not set the colour of the text, which is then as light as the mark on a dark page
+MARK = (
+    '<mark class="entity" style="background: {bg}; color: #111; padding: 0.2em 0.35em; border-radius: 0.35em">{text}'
+    '<span style="font-size: 0.75em; font-weight: bold; margin-left: 0.4em">{label}</span></mark>'
+)
+
+
+def highlight(text: str, spans: Iterable[dict[str, Any]]) -> Markup:
+    """Mark spans in a text as displaCy does.
+
+    We use displaCy's renderer, because `displacy.render` keeps its result in a global variable, which two sessions of
+    the page would overwrite. The renderer escapes the text but not the labels, so they are escaped here.
+
+    text (str): The text.
+    spans (Iterable[dict[str, Any]]): Spans with start and end (offsets of characters) and label, without overlaps.
+    RETURNS (Markup): HTML.
+    """
+    ents = [span | {"label": html.escape(span["label"])} for span in sorted(spans, key=lambda span: span["start"])]
+    if not ents:
+        return Markup(f'<div class="entities">{html.escape(text)}</div>')
+    renderer = EntityRenderer({"colors": COLORS, "template": MARK})
+    return Markup(renderer.render([{"text": text, "ents": ents}]).strip())

@@ -1,0 +1,224 @@
+"""Predict a corpus under several conditions of its text, and score what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import spacy
+import tqdm
+from sacremoses import MosesDetokenizer  # type: ignore[import-untyped]
+from spacy.language import Language
+from spacy.scorer import PRFScore, Scorer
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.util import registry
+
+from bert_ner.corpus import recase
+from common.corpora import find_entity_texts, iob_tags
+from common.statistics import calibration_error, find_threshold, match_entities
+
+CONDITIONS = ("predicted_sentences", "gold_sentences", "lower", "upper", "raw")
+SCORES = ("ents_p", "ents_r", "ents_f", "ents_per_type", "sents_f", "tag_acc")
+MIN_PRECISION = 0.97  # the threshold of the score that gives at least this precision is chosen on dev
+
+Keep = Callable[[str, str, list[Example], list[np.ndarray]], None]
+
+
+def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, Any]:
+    """Predict dev and test once under each of CONDITIONS, and score that.
+
+    - predicted_sentences: as in use; for test that is what `spacy evaluate` gives.
+    - gold_sentences: the sentence starts of the corpus are given and documents stay whole, as in the literature.
+      `spacy evaluate --gold-preproc` would cut the documents into sentences and throw away their context.
+    - lower, upper: the same, with all words in lower or upper case.
+    - raw: natural text, which the pipeline tokenises itself; entities are compared by the offsets of their characters.
+
+    With predicted sentences it also measures how well the scores of entities are calibrated.
+
+    nlp (Language): The pipeline, with a component `ner`.
+    corpus (Path): Folder with train.spacy, dev.spacy and test.spacy.
+    keep (Keep | None): Called after each pass with split, condition, the predicted examples, and for each example what
+        `ner` gave as probabilities of the tags, (tokens, tags). Whoever needs more than scores takes it from here.
+    RETURNS (dict[str, Any]): By split and condition what `score` or `score_text` returns, and by split `calibration`.
+    """
+    results: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
+    threshold = 1.0
+    seen = find_entity_texts(corpus / "train.spacy")
+    with tqdm.tqdm(total=len(CONDITIONS) * len(results), desc="scoring", unit="pass", disable=None) as bar:
+        for split, result in results.items():
+            for condition in CONDITIONS:
+                examples = list(create_examples(nlp, corpus / f"{split}.spacy", condition))
+                with record_probabilities(nlp) as probabilities:
+                    result[condition] = score_text(nlp, examples) if condition == "raw" else score(nlp, examples)
+                if condition == "predicted_sentences":
+                    scores, correct, old = match_entities(examples, seen)
+                    if split == "dev":
+                        threshold = find_threshold(scores, correct, old, MIN_PRECISION)
+                    chosen, entities = scores >= threshold, sum(len(example.reference.ents) for example in examples)
+                    result["calibration"] = {
+                        "expected_calibration_error": calibration_error(scores, correct),
+                        "min_precision": MIN_PRECISION,
+                        "threshold": threshold,
+                        "precision": float(correct[chosen].mean()) if chosen.any() else None,
+                        "recall": float(correct[chosen].sum()) / entities if entities else None,
+                    }
+                if keep:
+                    keep(split, condition, examples, probabilities)
+                bar.update()
+    return results
+
+
+@contextmanager
+def record_probabilities(nlp: Language) -> Iterator[list[np.ndarray]]:
+    """Record what the component `ner` predicts during the block, so that no second pass has to compute it.
+
+    nlp (Language): The pipeline.
+    YIELDS (list[np.ndarray]): To this list the probabilities of the tags of each document, (tokens, tags), are added,
+        in the order in which the documents are predicted.
+    """
+    recognizer: Any = nlp.get_pipe("ner")
+    predict_tags, recorded = recognizer.predict, []
+
+    def predict_and_record(docs: Any) -> list[np.ndarray]:
+        probabilities: list[np.ndarray] = predict_tags(docs)
+        recorded.extend(probabilities)
+        return probabilities
+
+    recognizer.predict = predict_and_record
+    try:
+        yield recorded
+    finally:
+        del recognizer.predict  # the method of the class is there again
+
+
+def create_examples(nlp: Language, path: Path, condition: str) -> Iterator[Example]:
+    """Read the examples of a split under one of CONDITIONS.
+
+    nlp (Language): The pipeline; only its tokenizer is used.
+    path (Path): A .spacy file.
+    condition (str): The condition.
+    YIELDS (Example): The document to annotate and its reference. For raw they have the same text but other tokens.
+    """
+    for example in registry.readers.get("bert_ner.Corpus.v2")(path, condition != "predicted_sentences")(nlp):
+        if condition == "raw":
+            reference = create_raw_doc(example.reference)
+            yield Example(nlp.make_doc(reference.text), reference)
+        elif condition in ("lower", "upper"):
+            yield Example(*(recase(doc, getattr(str, condition)) for doc in (example.predicted, example.reference)))
+        else:
+            yield example
+
+
+def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:
+    """Predict, and score by spaCy's scorer.
+
+    nlp (Language): The pipeline.
+    examples (list[Example]): Their predicted docs are replaced.
+    RETURNS (dict[str, Any]): SCORES by name: precision, recall and F1 of entities, overall and by label; F1 of
+        sentences; accuracy of part-of-speech tags. None where the pipeline or the corpus lacks something.
+    """
+    predict(nlp, examples)
+    scores = Scorer(nlp).score(examples)
+    return {name: scores.get(name) for name in SCORES}
+
+
+def predict(nlp: Language, examples: list[Example]) -> None:
+    """Replace the predicted docs of examples by the same docs, annotated by the pipeline."""
+    for example, doc in zip(examples, nlp.pipe(example.predicted for example in examples), strict=True):
+        example.predicted = doc
+
+
+def score_text(nlp: Language, examples: list[Example]) -> dict[str, Any]:
+    """Predict, and score by offsets of characters, which spaCy's scorer would round to whole tokens.
+
+    nlp (Language): The pipeline.
+    examples (list[Example]): Docs of the same text, but perhaps of other tokens. The predicted ones are replaced.
+    RETURNS (dict[str, Any]): Precision, recall and F1 of entities, `ents_p`, `ents_r`, `ents_f`; F1 of the tokens,
+        `token_f1`, and F1 of the tokens that the language's own tokenizer gives, `plain_token_f1`.
+    """
+    predict(nlp, examples)
+    plain = spacy.blank(str(nlp.lang))
+    ents, tokens, plain_tokens = PRFScore(), PRFScore(), PRFScore()
+    for example in examples:
+        docs = (example.predicted, example.reference)
+        ents.score_set(*({(ent.start_char, ent.end_char, ent.label_) for ent in doc.ents} for doc in docs))
+        own, others, gold = (
+            {(t.idx, t.idx + len(t)) for t in doc if not t.is_space}
+            for doc in (example.predicted, plain.make_doc(example.text), example.reference)
+        )
+        tokens.score_set(own, gold)
+        plain_tokens.score_set(others, gold)
+    return {
+        "ents_p": ents.precision,
+        "ents_r": ents.recall,
+        "ents_f": ents.fscore,
+        "token_f1": tokens.fscore,
+        "plain_token_f1": plain_tokens.fscore,
+    }
+
+
+def create_raw_doc(doc: Doc) -> Doc:
+    """Write a document as its author would have: prose in paragraphs, headlines and rows on lines of their own.
+
+    The detokeniser of Moses decides where a space stands. Apart from spaces it leaves the characters as they are.
+
+    doc (Doc): With tokens, sentences and entities.
+    RETURNS (Doc): The same tokens and entities, with these spaces, and with line breaks as tokens between the lines.
+    """
+    detokenizer = MosesDetokenizer(lang="en")
+    words: list[str] = []
+    spaces: list[bool] = []
+    ents: list[str] = []
+    for tokens in split_lines(doc):
+        line = [token.text for token in tokens]
+        words += [*line, "\n"]
+        spaces += [*find_spaces(line, detokenizer.detokenize(line, unescape=False)), False]
+        ents += [*iob_tags(tokens), "O"]
+    return Doc(doc.vocab, words=words, spaces=spaces, ents=ents)
+
+
+def find_spaces(words: list[str], text: str) -> list[bool]:
+    """Whether a space follows each word in a text.
+
+    words (list[str]): The words.
+    text (str): The same words with spaces between some of them. If it has other words, a space follows all words but
+        the last.
+    RETURNS (list[bool]): For each word.
+    """
+    spaces: list[bool] = []
+    end = 0
+    for word in words:
+        if word.lower() == "n't" and spaces:  # Moses splits didn't elsewhere, so it does not join these parts
+            spaces[-1] = False
+        start = text.find(word, end)
+        if start < 0 or text[end:start].strip():
+            return [True] * (len(words) - 1) + [False]
+        end = start + len(word)
+        spaces.append(text[end : end + 1] == " ")
+    return spaces
+
+
+def split_lines(doc: Doc) -> Iterator[list[Any]]:
+    """The lines of a document, as lists of tokens.
+
+    Sentences of prose that follow each other share a line; any other sentence has one of its own. A sentence is prose
+    if it has more than five tokens, ends with a mark that ends sentences, and at least half of its words begin with a
+    small letter.
+    """
+    paragraph: list[Any] = []
+    for i, sentence in enumerate(doc.sents if doc.has_annotation("SENT_START") else [doc[:]]):
+        words = [token for token in sentence if token.text[0].isalpha()]
+        small = sum(token.text[0].islower() for token in words)
+        if i and sentence[-1].text in {".", "?", "!", '"', "'"} and len(sentence) > 5 and 2 * small >= len(words):
+            paragraph += sentence
+            continue
+        if paragraph:
+            yield paragraph
+        paragraph = []
+        yield list(sentence)
+    if paragraph:
+        yield paragraph

@@ -1,0 +1,146 @@
+"""What decides the weights of a model: settings that follow from corpus and encoder, provenance, calibration."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import spacy
+from spacy.util import minibatch, registry
+from thinc.api import Config
+from transformers import AutoConfig
+
+import bert_ner
+from bert_ner.corpus import find_pieces
+from common.corpora import find_entity_texts, read_docs
+from common.errors import StepError
+from common.records import code_digest, digest, read_json, sha256
+
+BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
+EPOCHS = 4
+HEAD_RATE = 1e-3  # the learning rate of layers that start from random weights, whatever the encoder
+FEWEST_STEPS = 400  # a small corpus is trained on for more epochs until there are so many
+EVALUATIONS = 8
+# These files, beside this one, decide what a trained pipeline is: its weights, its calibration, and the tokenizer that
+# is saved with it. The rules of concepts are not among them, since they are added after training.
+CODE = tuple(
+    Path(bert_ner.__file__).with_name(f"{name}.py")
+    for name in ("corpus", "encoder", "features", "optimizer", "recognizer", "tokenizer")
+)
+
+
+def prepare(
+    config: Path,
+    corpus: Path,
+    encoder: Path,
+    epochs: str = "auto",
+    learn_rate: str = "auto",
+    batch_words: str = "auto",
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settle from what a model is trained, before it is trained.
+
+    config, corpus, encoder, epochs, learn_rate, batch_words, seed: As the command `train` takes them.
+    RETURNS (tuple[dict[str, Any], dict[str, Any]]): The `inputs` of the model's provenance, which identify it: hashes
+        of config, code, encoder and corpus, and the settings. Then the overrides of the config, by dotted name.
+    RAISES (StepError): If a setting is neither "auto" nor a number above 0.
+    """
+    overrides = derive(config, corpus / "train.spacy", encoder, epochs, learn_rate, batch_words)
+    overrides |= {"system.seed": seed, "paths.dev": str(corpus / "dev.spacy")}
+    inputs = {
+        "config": hashlib.sha256(Config().from_disk(config, interpolate=False).to_bytes()).hexdigest(),
+        "code": code_digest(*CODE, Path(__file__)),
+        "encoder": sha256(encoder),
+        "corpus": {split: sha256(corpus / f"{split}.spacy") for split in ("train", "dev")},
+        "settings": {key: value for key, value in overrides.items() if not key.startswith("paths.")},
+    }
+    return inputs, overrides
+
+
+def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: str, batch_words: str) -> dict[str, Any]:
+    """Derive the settings that depend on encoder and corpus.
+
+    - The learning rate is 5e-5 for the width of BERT-base, 768 (Devlin et al. 2019 recommend 2e-5 to 5e-5). For
+      another width it grows with the inverse square, which gives 2e-4 for 384, up to 5e-4.
+    - The learning rate of the other layers is HEAD_RATE, as a multiple of that of the encoder.
+    - A batch has 1,500 words. For a small corpus it has fewer, so that an epoch has 25 steps, but at least 300.
+    - There are EPOCHS epochs. For a small corpus there are more, until there are FEWEST_STEPS.
+
+    config (Path): The training config; its batcher counts the steps.
+    train (Path): The training corpus.
+    encoder (Path): Folder with a config.json.
+    epochs, learn_rate, batch_words (str): Numbers, or "auto".
+    RETURNS (dict[str, Any]): Overrides of the config, by dotted name.
+    RAISES (StepError): If a setting is neither "auto" nor a number above 0.
+    """
+    docs = [doc[a:b] for doc in read_docs(train, spacy.blank("en").vocab) for a, b in find_pieces(doc)]
+    words = sum(map(len, docs))
+    width = AutoConfig.from_pretrained(encoder).hidden_size  # whatever it is called in the encoder's config.json
+    size = max(1, int(_number("batch_words", batch_words, min(1500, max(300, words // 25)))))
+    batcher = Config().from_disk(config)["training"]["batcher"]["batcher"] | {"size": size}
+    steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
+    passes = _number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
+    evaluations = min(EVALUATIONS, math.ceil(passes))
+    every = math.ceil(passes * steps / evaluations)
+    total = every * evaluations  # spaCy evaluates at multiples of `every`, and shall evaluate the last step
+    rate = _number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
+    return {
+        "paths.train": str(train),
+        "paths.encoder": str(encoder),
+        "training.max_steps": total,
+        "training.eval_frequency": every,
+        "training.batcher.batcher.size": size,
+        "training.optimizer.head_lr_multiplier": HEAD_RATE / rate,
+        "training.optimizer.learn_rate.initial_rate": rate,
+        "training.optimizer.learn_rate.warmup_steps": total // 10,
+        "training.optimizer.learn_rate.total_steps": total,  # spaCy does not interpolate here: it stands twice
+    }
+
+
+def _number(name: str, value: str, auto: float) -> float:
+    try:
+        number = auto if value == "auto" else float(value)
+    except ValueError:
+        number = 0
+    if not 0 < number < math.inf:
+        raise StepError(f"{name} is {value!r}, neither auto nor a number above 0.", f"For example: --vars.{name} auto")
+    return number
+
+
+def find_trained(folder: Path, inputs: dict[str, Any]) -> Path | None:
+    """Find the finished model with these inputs among the models of a run.
+
+    folder (Path): The folder of the run.
+    inputs (dict[str, Any]): As `prepare` gives them.
+    RETURNS (Path | None): The model's folder, or None if there is none.
+    """
+    name = digest(inputs)
+    models = (folder / BEST, folder / f"{BEST}-{name}", folder / f"unfinished-{name}" / BEST)
+    return next((model for model in models if read_json(model / "provenance.json").get("inputs") == inputs), None)
+
+
+def calibrate(model: Path, train: Path, dev: Path) -> float:
+    """Calibrate the scores of entities on dev, so that they say how often an entity is correct.
+
+    model (Path): The trained pipeline, with a component `ner`, which is changed on disk.
+    train, dev (Path): The .spacy files. Entities that train has count as seen in training.
+    RETURNS (float): The temperature of the softmax that was chosen.
+    """
+    nlp = spacy.load(model)
+    recognizer: Any = nlp.get_pipe("ner")
+    before: list[Any] = [pipe for _, pipe in nlp.pipeline[: nlp.pipe_names.index("ner")]]
+    docs, probabilities, gold = [], [], []
+    for batch in minibatch(registry.readers.get("bert_ner.Corpus.v2")(dev, sentence_starts=False)(nlp), 32):  # type: ignore[no-untyped-call,unused-ignore]
+        annotated = [example.x for example in batch]
+        for pipe in before:
+            annotated = list(pipe.pipe(annotated))
+        docs += annotated
+        probabilities += recognizer.predict(annotated)
+        gold += [{(e.start, e.end, e.label_) for e in example.get_aligned_ents_and_ner()[0]} for example in batch]
+        for doc in annotated:
+            doc._.trf_data = None  # it is large
+    temperature: float = recognizer.calibrate(docs, probabilities, gold, find_entity_texts(train))
+    recognizer.to_disk(model / "ner", exclude=["vocab"])
+    return temperature

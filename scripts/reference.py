@@ -1,0 +1,99 @@
+"""Publish the metrics of a run: copy them to where git keeps them, without anything that quotes the corpus."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from wasabi import msg
+
+from common.corpora import read_docs
+from common.errors import StepError, main
+from common.records import SPLITS, check_run, digest, read_json
+
+NEEDED = ("corpus.json", "test.json", "evaluation.json", "analysis.json", "concepts.json", "package.json")
+OPTIONAL = ("speed.json", "speed.svg", "service.json", "training.json", "training-full.json", "ablation.json")
+QUOTE = 5  # words in a row that also stand in the corpus: they are a quote, not a coincidence
+
+
+def reference(
+    metrics: Annotated[Path, typer.Argument(help="Folder of the run's metrics", exists=True, file_okay=False)],
+    corpus: Annotated[Path, typer.Argument(help="Folder of the run's corpus, which must not be quoted", exists=True)],
+    published: Annotated[Path, typer.Argument(help="Folder for the copies", file_okay=False)],
+) -> None:
+    """Copy the figures of a run. Benchmarks that the run does not have stay as they were published."""
+    check_run(metrics)
+    lacking = [name for name in NEEDED if not (metrics / name).exists()]
+    if lacking:
+        raise StepError(f"{metrics} lacks {', '.join(lacking)}.", f"Run all for it first: make all RUN={metrics.name}")
+    names = [name for name in NEEDED + OPTIONAL if (metrics / name).exists()]
+    check_model(metrics)
+    check_quotes([metrics / name for name in names], corpus)
+    published.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(metrics / name, published / name)
+    msg.good(f"Copied to {published}: {', '.join(names)}")
+    msg.info("Now write the tables: make document")
+
+
+def check_model(metrics: Path) -> None:
+    """Make sure that the scores and the wheel are of the same model.
+
+    metrics (Path): Folder with evaluation.json and package.json.
+    RAISES (StepError): If they are not, or do not say so.
+    """
+    evaluated = digest(read_json(metrics / "evaluation.json").get("training", {}).get("inputs", {}))
+    packaged = read_json(metrics / "package.json").get("inputs", {}).get("model")
+    if packaged != evaluated:
+        raise StepError(
+            f"{metrics} has scores of the model {evaluated}, but a wheel of {packaged or 'an unknown one'}.",
+            f"Run package and verify again: make all RUN={metrics.name}",
+        )
+
+
+def check_quotes(paths: Iterable[Path], corpus: Path) -> None:
+    """Make sure that files do not quote a corpus. Single names, labels and numbers are no quotes.
+
+    paths (Iterable[Path]): JSON files, and others with text.
+    corpus (Path): Folder with the .spacy files.
+    RAISES (StepError): If a file has QUOTE words in a row that the corpus has too.
+    """
+    known = {
+        words
+        for split in SPLITS
+        for doc in read_docs(corpus / f"{split}.spacy")
+        for words in _find_sequences(" ".join(token.text for token in doc))
+    }
+    for path in paths:
+        strings = _find_strings(read_json(path)) if path.suffix == ".json" else [path.read_text("utf8")]
+        if quote := next((words for words in _find_sequences(" ".join(strings)) if words in known), None):
+            raise StepError(
+                f"{path} quotes the corpus: {' '.join(quote)}.",
+                "What quotes the corpus belongs into a file *-examples.json, which is never published.",
+            )
+
+
+def _find_strings(value: Any) -> Iterator[str]:
+    """All strings in what a JSON file holds, keys included, in order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value:
+            yield from _find_strings(part)
+            if isinstance(value, dict):
+                yield from _find_strings(value[part])
+
+
+def _find_sequences(text: str) -> Iterator[tuple[str, ...]]:
+    """All sequences of QUOTE words in a text, in lower case. Numbers and punctuation are passed over."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    return zip(*(islice(words, start, None) for start in range(QUOTE)), strict=False)
+
+
+if __name__ == "__main__":
+    main(reference)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.annotate import Analysis, EntityOut, SpanOut
+from app.questions import Answer, ask, draft
+from tests.app.conftest import found_in
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Who is mentioned?", "Mira Solberg (2 times)."),
+        ("Which places are mentioned?", "Turku (2 times)."),
+        ("How many organisations are there?", "1, in 2 places: Norrvik Steel (2 times)."),
+        ("What is mentioned?", "Mira Solberg (2 times), Turku (2 times), Norrvik Steel (2 times)."),
+        ("Who appears with Turku?", "In a sentence with Turku: Mira Solberg."),
+        ("Which organisations appear with Turku?", "None appears in a sentence with Turku."),
+        ("What did Solberg do?", "Mira Solberg: launched \u2026 party."),
+        ("what did norrvik steel do", "Norrvik Steel: called \u2026 party."),
+        ("Who launched a party?", "Mira Solberg launched \u2026 party."),
+        ("How is the party described?", "party: young, small."),
+        ("What did Napoleon do?", "The documents do not mention Napoleon."),
+        ("What did Turku do?", "The documents mention Turku, but no deed was found."),
+        ("Tell me about rivers", "The nearest passages:"),
+        ("Why are bananas yellow?", "The documents say nothing about that."),
+        ("?", "The documents say nothing about that."),
+    ],
+)
+def test_questions_are_answered_from_the_documents(analyses: list[Analysis], question: str, answer: str) -> None:
+    found = ask(analyses, question)
+    assert found.text == answer and not found.generated
+    for quote in found.evidence:
+        assert analyses[quote.document_index].text[quote.start : quote.end] == quote.text
+    assert bool(found.evidence) == (not found.text.startswith(("The documents do not", "The documents say", "None")))
+
+
+@given(st.text(max_size=60))
+def test_any_question_has_an_answer(question: str) -> None:
+    entity = EntityOut(start=0, end=5, text="Turku", label="LOC", score=None)
+    sentence = SpanOut(start=0, end=5, text="Turku")
+    analysis = Analysis(text="Turku", sentences=[sentence], entities=[entity])
+    assert ask([analysis], question).text
+    assert ask([analysis], f"Turku {question}").text and ask([], question).text
+
+
+def test_an_answer_lists_the_first_of_very_many_names() -> None:
+    names = [EntityOut(start=i, end=i + 1, text=f"name{i}", label="PER", score=None) for i in range(60)]
+    sentences = [SpanOut(start=i, end=i + 1, text="x") for i in range(60)]
+    analysis = Analysis(text="x" * 60, sentences=sentences, entities=names)
+    answer = ask([analysis], "Who is mentioned?")
+    assert answer.text.endswith("name49, and 10 more.") and len(answer.evidence) == 8
+
+
+def test_the_texts_are_searched_once_however_long_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+
+    def count(found: Callable[..., Any], pattern: str, text: str, *flags: int) -> Any:
+        searched.append(len(text))
+        return found(pattern, text, *flags)
+
+    for name in ("search", "findall"):
+        monkeypatch.setattr(re, name, partial(count, getattr(re, name)))
+    text = "Mira left Turku. " * 500
+    question = "What did " + " ".join(f"Turku-Mira{'x' * (number == 99)}" for number in range(100)) + " do?"
+    answer = ask([found_in(text, label="TEXT")], question)
+    assert answer.text == "The documents do not mention Turku-Mirax."
+    assert sum(size >= len(text) for size in searched) == 1
+
+
+# The language model
+
+
+class Endpoint(ThreadingHTTPServer):
+    """A language model that says what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, str | None, dict[str, object]]] = []
+        self.status, self.body, self.delay = 200, b"", 0.0
+
+    def say(self, text: object) -> None:
+        self.body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, self.headers["Authorization"], body))
+        time.sleep(self.server.delay)
+        with suppress(BrokenPipeError):  # who asked may be gone
+            self.send_response(self.server.status)
+            self.end_headers()
+            self.wfile.write(self.server.body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    server = Endpoint()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("BERT_NER_LLM_URL", f"http://127.0.0.1:{server.server_port}/v1/")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_language_model_words_the_answer_on_the_same_evidence(
+    analyses: list[Analysis], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BERT_NER_LLM_MODEL", "some-model")
+    monkeypatch.setenv("BERT_NER_LLM_KEY", "secret")
+    endpoint.say("Mira Solberg [1].")
+    local = ask(analyses, "Who is mentioned?")
+    answer = draft(local, "Who is mentioned?")
+    assert answer == Answer(text="Mira Solberg [1].", evidence=local.evidence, generated=True)
+    path, key, body = endpoint.requests[0]
+    sent = json.dumps(body)
+    assert path == "/v1/chat/completions" and key == "Bearer secret" and body["model"] == "some-model"
+    assert "launched a young party" in sent and "small party" not in sent, "quotes and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "delay"),
+    [
+        (500, b"{}", 0),
+        (200, b"no json", 0),
+        (200, b"{}", 0),
+        (200, b'{"choices": []}', 0),
+        (200, b'{"choices": [{"message": {"content": null}}]}', 0),
+        (200, b'{"choices": [{"message": {"content": " "}}]}', 0),
+        (302, b"", 0),
+        (200, b"{}", 1),
+    ],
+)
+def test_if_the_language_model_fails_the_local_answer_stands(
+    analyses: list[Analysis], endpoint: Endpoint, status: int, body: bytes, delay: float
+) -> None:
+    endpoint.status, endpoint.body, endpoint.delay = status, body, delay
+    local = ask(analyses, "Who is mentioned?")
+    answer = draft(local, "Who is mentioned?", timeout=0.3)
+    assert answer.text == local.text and not answer.generated and "gave no answer" in answer.warning
+
+
+def test_without_an_endpoint_nothing_is_sent(
+    analyses: list[Analysis], endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = ask(analyses, "Why are bananas yellow?")
+    assert draft(nothing, "Why are bananas yellow?") == nothing, "no evidence, nothing to word"
+    monkeypatch.delenv("BERT_NER_LLM_URL")
+    local = ask(analyses, "Who is mentioned?")
+    assert draft(local, "Who is mentioned?") == local and not endpoint.requests
+    monkeypatch.setenv("BERT_NER_LLM_URL", "http://127.0.0.1:9/v1")
+    assert draft(local, "Who is mentioned?").warning

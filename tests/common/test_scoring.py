@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import spacy
+from hypothesis import given
+from hypothesis import strategies as st
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin, Span
+from spacy.training import Example
+
+import bert_ner  # noqa: F401 (registers the reader)
+from common.scoring import (
+    CONDITIONS,
+    create_examples,
+    create_raw_doc,
+    measure,
+    record_probabilities,
+    score,
+    score_text,
+)
+from tests.conftest import Project
+
+nlp = spacy.blank("en")
+
+
+def test_the_documents_stay_whole(project: Project) -> None:
+    """`spacy evaluate --gold-preproc` would score sentences without their context."""
+    pipe = spacy.blank("en")
+    lengths: list[int] = []
+
+    @Language.component("measure")
+    def count(doc: Doc) -> Doc:
+        lengths.append(len(doc))
+        return doc
+
+    pipe.add_pipe("measure")
+    path = project.folder / "corpus/tiny/dev.spacy"
+    docs = list(DocBin().from_disk(path).get_docs(pipe.vocab))
+    score(pipe, list(create_examples(pipe, path, "gold_sentences")))
+    assert sorted(lengths) == sorted(map(len, docs))
+
+
+def test_each_document_is_predicted_once_under_each_condition(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = spacy.load(project.folder / "training/tiny/model-best")
+    kind: Any = type(pipe.get_pipe("ner"))
+    predict, predicted = kind.predict, 0
+
+    def count(recognizer: Any, docs: list[Doc]) -> Any:
+        nonlocal predicted
+        predicted += len(docs)
+        return predict(recognizer, docs)
+
+    monkeypatch.setattr(kind, "predict", count)
+    kept: dict[tuple[str, str], tuple[list[Example], list[np.ndarray]]] = {}
+
+    def keep(split: str, condition: str, examples: list[Example], probabilities: list[np.ndarray]) -> None:
+        kept[split, condition] = examples, probabilities
+
+    measure(pipe, project.folder / "corpus/tiny", keep)
+    assert set(kept) == {(split, condition) for split in ("dev", "test") for condition in CONDITIONS}
+    assert predicted == sum(len(examples) for examples, _ in kept.values())
+    for examples, probabilities in kept.values():
+        assert [len(example.predicted) for example in examples] == [len(array) for array in probabilities]
+
+
+def test_what_is_recorded_is_what_the_component_predicts(project: Project) -> None:
+    pipe = spacy.load(project.folder / "training/tiny/model-best")
+    recognizer: Any = pipe.get_pipe("ner")
+    texts = ["Mira Solberg left Turku .", "", "Kenya beat Peru ."]
+    with record_probabilities(pipe) as recorded:
+        docs = list(pipe.pipe(texts))
+    assert [array.shape for array in recorded] == [(len(doc), len(recognizer.tags)) for doc in docs]
+    fresh = [pipe.make_doc(text) for text in texts]
+    for name in pipe.pipe_names[: pipe.pipe_names.index("ner")]:
+        fresh = list(cast(Any, pipe.get_pipe(name)).pipe(fresh))
+    for one, other in zip(recorded, recognizer.predict(fresh), strict=True):
+        assert np.allclose(one, other, atol=1e-6)
+    assert len(recorded) == 3 and "predict" not in vars(recognizer), "recording has ended"
+
+
+def make_doc() -> Doc:
+    sentences = [
+        "TENNIS - VIK WINS .",
+        "Oslo 2031-02-07",
+        '" We left the Turku ( Finland ) office , " Mira Lie \'s lawyer said .',
+        "It was n't a very cold day .",
+        "1. Mira Vik ( Norway ) 6-4",
+    ]
+    words = [word for sentence in sentences for word in sentence.split()]
+    starts: list[bool | int | None] = [i == 0 for sentence in sentences for i, _ in enumerate(sentence.split())]
+    doc = Doc(nlp.vocab, words=words, sent_starts=starts)
+    doc.ents = [Span(doc, words.index("Turku"), words.index("Turku") + 1, "LOC")]
+    return doc
+
+
+def test_raw_text_looks_written() -> None:
+    raw = create_raw_doc(make_doc())
+    assert raw.text.splitlines() == [
+        "TENNIS - VIK WINS.",
+        "Oslo 2031-02-07",
+        "\"We left the Turku (Finland) office,\" Mira Lie's lawyer said. It wasn't a very cold day.",
+        "1. Mira Vik (Norway) 6-4",
+    ]
+    assert [(ent.text, ent.label_) for ent in raw.ents] == [("Turku", "LOC")]
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda text: not any(map(str.isspace, text))), min_size=1, max_size=8))
+def test_raw_text_has_the_tokens_of_the_corpus_whatever_they_are(words: list[str]) -> None:
+    raw = create_raw_doc(Doc(nlp.vocab, words=words, sent_starts=[i % 3 == 0 for i in range(len(words))]))
+    assert [token.text for token in raw if not token.is_space] == words
+
+
+def test_offsets_count_in_raw_text_not_whole_tokens() -> None:
+    """spaCy's scorer takes half a token for the whole one."""
+    pipe = spacy.blank("en")
+    pipe.add_pipe("entity_ruler").add_patterns([{"label": "LOC", "pattern": "Oslo"}])  # type: ignore[attr-defined]
+    reference = Doc(nlp.vocab, words=["Oslo-based", "firm", "in", "Oslo"], ents=["B-LOC", "O", "O", "B-LOC"])
+    scores = score_text(pipe, [Example(pipe.make_doc(reference.text), reference)])
+    assert (scores["ents_p"], scores["ents_r"], scores["token_f1"]) == (0.5, 0.5, pytest.approx(0.6))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import StepError
+from common.training import derive
+from scripts.convert import convert
+from tests.conftest import ROOT, copy_project, new_python, save_tiny_encoder, write_corpus
+
+CONFIG = ROOT / "configs" / "bert.cfg"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    convert(write_corpus(folder / "assets"), folder / "corpus")
+    return folder / "corpus"
+
+
+@pytest.mark.parametrize(("width", "rate"), [(768, 5e-5), (384, 2e-4), (32, 5e-4)])
+def test_learning_rate_and_steps_follow_encoder_and_corpus(
+    tmp_path: Path, corpus: Path, width: int, rate: float
+) -> None:
+    encoder = save_tiny_encoder(tmp_path, width)
+    settings = derive(CONFIG, corpus / "train.spacy", encoder, "auto", "auto", "auto")
+    assert settings["training.optimizer.learn_rate.initial_rate"] == pytest.approx(rate)
+    assert settings["training.max_steps"] >= 400  # one step an epoch
+    assert settings["training.max_steps"] % settings["training.eval_frequency"] == 0  # the last step is evaluated
+    assert derive(CONFIG, corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.batcher.size"] == 7
+
+
+def test_a_batch_has_at_least_one_word(corpus: Path, tiny_encoder: Path) -> None:
+    settings = derive(CONFIG, corpus / "train.spacy", tiny_encoder, "1", "auto", "0.5")
+    assert settings["training.batcher.batcher.size"] == 1
+
+
+def test_the_steps_of_long_documents_are_those_of_their_pieces(tmp_path: Path, tiny_encoder: Path) -> None:
+    text = "\n".join(["Mira B-PER\nleft O\nTurku B-LOC\n. O\n"] * 2000)
+    marks = "-DOCSTART- O\n\n"
+    convert(write_corpus(tmp_path / "assets", f"{marks}{text}\n{marks}Turku B-LOC\n"), tmp_path / "corpus")
+    settings = derive(CONFIG, tmp_path / "corpus/train.spacy", tiny_encoder, "1", "auto", "1500")
+    assert settings["training.max_steps"] == 6  # of 8,001 words in documents of at most 1,500
+
+
+@pytest.mark.parametrize("value", ["", "-1", "0", "many", "nan", "inf"])
+def test_a_setting_that_is_no_number_is_refused(corpus: Path, tiny_encoder: Path, value: str) -> None:
+    with pytest.raises(StepError, match="neither auto nor a number above 0"):
+        derive(CONFIG, corpus / "train.spacy", tiny_encoder, value, "auto", "auto")
+
+
+def test_what_decides_weights_is_part_of_a_models_provenance_and_nothing_else(
+    tmp_path: Path, corpus: Path, tiny_encoder: Path
+) -> None:
+    """Each change is made, and taken back, in the files of a copied project."""
+    project = copy_project(tmp_path / "project")
+    changes = {
+        "a word in a rule of concepts": ("bert_ner/concepts.py", "degree = (", 'degree = "hugely " + ('),
+        "a docstring": ("common/training.py", '"""Calibrate', '"""Somehow calibrate'),
+        "a comment": ("bert_ner/corpus.py", "LONGEST_DOCUMENT = 1500", "LONGEST_DOCUMENT = 1500  # of many"),
+        "a step": ("scripts/train.py", "CURVE_DOCS = 100", "CURVE_DOCS = 101"),
+        "a statistic": ("common/statistics.py", "BINS = 10", "BINS = 11"),
+        "a number in the corpus reader": ("bert_ner/corpus.py", "LONGEST_DOCUMENT = 1500", "LONGEST_DOCUMENT = 1501"),
+        "a number in calibrate": ("common/training.py", "(nlp), 32)", "(nlp), 33)"),
+    }
+    code = """
+import json, sys
+from pathlib import Path
+from common.training import prepare
+config, corpus, encoder, changes = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+before, _ = prepare(config, corpus, encoder)
+changed = {}
+for name, (file, old, new) in changes.items():
+    path = Path(file)
+    text = path.read_text("utf8")
+    assert text.count(old) == 1, (file, old)
+    path.write_text(text.replace(old, new), "utf8")
+    after, _ = prepare(config, corpus, encoder)
+    changed[name] = [key for key in before if before[key] != after[key]]
+    path.write_text(text, "utf8")
+print(json.dumps(changed))
+"""
+    done = new_python("-c", code, str(CONFIG), str(corpus), str(tiny_encoder), json.dumps(changes), cwd=project)
+    assert done.returncode == 0, done.stderr
+    changed = json.loads(done.stdout)
+    decide = {"a number in the corpus reader", "a number in calibrate"}
+    assert changed == {name: ["code"] if name in decide else [] for name in changes}

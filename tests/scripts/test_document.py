@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import shlex
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common import training
+from common.errors import StepError
+from common.records import digest, read_json, record_inputs, sha256
+from scripts.document import (
+    END,
+    LEGEND,
+    MARK,
+    Present,
+    Run,
+    document,
+    find_present,
+    find_stale,
+    insert,
+    read_run,
+    tabulate_overview,
+    tabulate_performance,
+    tabulate_results,
+)
+from tests.conftest import ROOT, Project, copy_project
+
+README = (ROOT / "README.md").read_text("utf8")
+PAGES = ("README.md", "docs/results.md", "docs/performance.md", "docs/commands.md")
+
+
+def reference_runs() -> list[Path]:
+    commands = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))["commands"]
+    line = next(command["script"][0] for command in commands if command["name"] == "document")
+    return [ROOT / path for path in shlex.split(line) if path.startswith("metrics/")]
+
+
+def test_the_pages_are_as_document_writes_them(tmp_path: Path) -> None:
+    """Neither figures nor code nor commands have changed since."""
+    (tmp_path / "docs").mkdir()
+    for page in PAGES:
+        shutil.copy(ROOT / page, tmp_path / page)
+    document(
+        tmp_path / "README.md", tmp_path / "docs", ROOT / "project.yml", ROOT / "configs/bert.cfg", reference_runs()
+    )
+    for page in PAGES:
+        assert (tmp_path / page).read_text("utf8") == (ROOT / page).read_text("utf8"), f"{page} is stale: make document"
+
+
+def test_the_snippet_in_the_readme_shows_what_the_verified_wheel_gave() -> None:
+    example = read_json(ROOT / "metrics" / "reference" / "conll2003-minilm" / "package.json")["example"]
+    assert f'doc = nlp("{example["text"]}")' in README
+    assert f"# {[tuple(entity) for entity in example['entities']]}" in README
+
+
+def test_the_readme_is_short_and_its_links_and_those_of_docs_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 130
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for part in page.read_text("utf8").split("](")[1:]:
+            link = part.partition(")")[0].partition("#")[0]
+            assert not link or link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+# Figures of other code
+
+
+def record_present(project: Path) -> tuple[Present, dict[str, dict[str, Any]]]:
+    """The code of a project, and metrics that say that they were measured with it."""
+    present = find_present(project / "project.yml", project / "configs/bert.cfg")
+    trained = present.model | {"corpus": {"train": "0"}}
+    model = digest(trained)
+    records: dict[str, dict[str, Any]] = {
+        name: {"inputs": {"model": model, "code": record_inputs(code=project / path)["code"]}}
+        for name, path in {
+            "evaluation": "scripts/evaluate.py",
+            "package": "scripts/verify.py",
+            "concepts": "scripts/concepts.py",
+            "speed": "benchmarks/speed.py",
+            "service": "benchmarks/service.py",
+        }.items()
+    }
+    records["evaluation"] |= {"training": {"inputs": trained}, "test": {"predicted_sentences": {"ents_f": 0.5}}}
+    records["test"] = {"ents_f": 0.5}
+    records["service"]["inputs"] |= record_inputs(service=project / "app/service.py")
+    code = record_inputs(code=project / "benchmarks/training.py", pipeline=ROOT / "bert_ner/__init__.py")
+    records["training"] = {"inputs": code | {"config": sha256(project / "configs/bert.cfg")}}
+    return present, records
+
+
+Measured = tuple[Path, Present, dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """A copy of the project, its code, and metrics that were measured with it."""
+    folder = copy_project(tmp_path_factory.mktemp("copied") / "project")
+    return folder, *record_present(folder)
+
+
+@pytest.fixture
+def records(measured: Measured) -> dict[str, dict[str, Any]]:
+    return deepcopy(measured[2])
+
+
+@pytest.fixture
+def present(measured: Measured) -> Present:
+    return deepcopy(measured[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "stale"),
+    [
+        ("scripts/evaluate.py", "# a comment", set()),
+        ("scripts/evaluate.py", "CHANGED = True", {"evaluation", "test"}),
+        ("scripts/verify.py", "CHANGED = True", {"package"}),
+        ("benchmarks/speed.py", "CHANGED = True", {"speed"}),
+        ("app/service.py", "CHANGED = True", {"service"}),
+        (
+            "configs/bert.cfg",
+            "\n[changed]\nx = 1",
+            {"evaluation", "test", "package", "concepts", "speed", "service", "training"},
+        ),
+    ],
+)
+def test_a_change_of_code_makes_the_figures_of_its_step_stale(
+    measured: Measured, path: str, change: str, stale: set[str]
+) -> None:
+    folder, present, records = measured
+    assert find_stale(records, present) == set()
+    file = folder / path
+    before = file.read_text("utf8")
+    file.write_text(f"{before}\n{change}\n", "utf8")
+    try:
+        assert find_stale(records, find_present(folder / "project.yml", folder / "configs/bert.cfg")) == stale
+    finally:
+        file.write_text(before, "utf8")
+
+
+def test_other_training_code_makes_all_figures_of_the_model_stale(
+    present: Present, records: dict[str, dict[str, Any]]
+) -> None:
+    present.model["code"] = "other"
+    assert find_stale(records, present) == {"evaluation", "test", "package", "concepts", "speed", "service"}
+
+
+def test_figures_of_another_model_or_another_pipeline_s_code_are_stale(
+    present: Present, records: dict[str, dict[str, Any]]
+) -> None:
+    records["speed"]["inputs"]["model"] = "other"
+    present.inputs["pipeline"] = "other"
+    assert find_stale(records, present) == {"speed", "training"}
+
+
+def test_figures_that_do_not_say_what_they_were_measured_with_are_stale(
+    present: Present, records: dict[str, dict[str, Any]]
+) -> None:
+    for name in ("evaluation", "package", "concepts", "speed", "service", "training"):
+        known = records[name]["inputs"]
+        others = {key: value for key, value in known.items() if key != "code"}
+        for lacking in ({}, others, {"code": known["code"]}, known | {"code": "other"}):
+            records[name]["inputs"] = lacking
+            assert name in find_stale(records, present)
+        records[name]["inputs"] = known
+    assert find_stale(records, present) == set()
+
+
+def test_scores_of_spacy_that_evaluate_does_not_confirm_are_stale(
+    present: Present, records: dict[str, dict[str, Any]]
+) -> None:
+    records["test"]["ents_f"] = 0.51
+    assert find_stale(records, present) == {"test"}
+
+
+def test_what_trains_is_identified_as_train_does(project: Project) -> None:
+    """A run of today has no daggers."""
+    present = find_present(ROOT / "project.yml", ROOT / "configs/bert.cfg")
+    run = read_run(project.folder / "metrics" / "tiny", present)
+    assert not run.stale
+    tables = tabulate_results([run])
+    assert MARK not in tables and LEGEND not in tables
+    assert set(training.CODE) <= set((ROOT / "bert_ner").glob("*.py"))
+
+
+# Tables
+
+
+def test_results_of_a_new_run(project: Project) -> None:
+    folder = project.folder / "metrics" / "tiny"
+    run = read_run(folder, find_present(ROOT / "project.yml", ROOT / "configs/bert.cfg"))
+    test, evaluation, package = (read_json(folder / f"{name}.json") for name in ("test", "evaluation", "package"))
+    tables = tabulate_results([run])
+    shipped, conditions, *_ = (row.split(" | ") for row in tables.splitlines() if row.startswith("| `tiny` |"))
+    assert shipped[:3] == ["| `tiny`", "sample", "tiny"] and shipped[5] == f"{100 * (test['ents_f'] or 0):.1f}"
+    assert shipped[-1] == f"{package['bytes'] / 1e6:.0f} MB |"
+    assert [float(cell) for cell in conditions[1:5]] == [
+        pytest.approx(100 * evaluation["test"][name]["ents_f"], abs=0.05)
+        for name in ("gold_sentences", "lower", "upper", "raw")
+    ]
+    assert "| `tiny` | 30 | actor |" in tables and " for 97% |" in tables
+    assert f"| `tiny` | sample | tiny | {shipped[5]} | {shipped[6]} | – | – | – |" in tabulate_overview([run])
+
+
+def copy_run(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: read_json(path) for path in folder.glob("*.json")}
+
+
+def test_what_was_asked_of_the_scores_and_how_much_was_marked_are_read_from_the_records() -> None:
+    records = copy_run(reference_runs()[1])
+    records["evaluation"]["test"]["calibration"]["min_precision"] = 0.955
+    records["concepts"]["sentences"] = {"dev": 3, "test": 4}
+    tables = tabulate_results([Run("some", records, set())])
+    assert " for 95.5% |" in tables and "| `some` | 4 | actor |" in tables and MARK not in tables
+
+
+def test_each_stale_figure_has_a_dagger_and_no_other_one() -> None:
+    records = copy_run(reference_runs()[1])
+    tables = tabulate_results([Run("new", records, set()), Run("old", records, {"test"})])
+    shipped, conditions, labels, concepts = (table.strip() for table in tables.split("\n\n|") if table)
+    new, old = (next(row for row in shipped.splitlines() if f"`{name}`" in row).split(" | ") for name in ("new", "old"))
+    f1 = f"{100 * records['test']['ents_f']:.1f}"
+    assert new[5] == f1 and old[5] == f1 + MARK and old[6] == new[6], "the others come from other records"
+    assert LEGEND in shipped and LEGEND in labels and LEGEND not in conditions and LEGEND not in concepts
+    assert all((MARK in row) == ("`old`" in row) for row in labels.splitlines()[2:-2])
+
+
+def result(words_per_second: float, **more: object) -> dict[str, object]:
+    rates = {"median": words_per_second, "min": words_per_second - 10, "max": words_per_second + 1000}
+    return {"repetitions": [{}, {}], "words_per_second": rates, "f1": None, "peak_rss_mb": 900, **more}
+
+
+def benchmarked() -> dict[str, dict[str, Any]]:
+    machine = {"cpus": 2, "cpu": "Some"}
+    return {
+        "speed": {
+            "machine": machine,
+            "words": 2000,
+            "reference": "other",
+            "default_dtype": "int8",
+            "contenders": {
+                "other": result(1000, ratio_to_other=1.0, f1=0.5),
+                "default": result(2500, ratio_to_other=2.5, share_of_bare_encoder=0.7),
+                "bfloat16": {"unavailable": "dtype"},
+                "flair": result(1234, ratio_to_other=1.234),
+            },
+            "starts": {
+                "medians": {"load_after_imports": 0.61, "process_to_first_entity": 4},
+                "sentence": {"p50": 0.004, "p99": 0.009},
+            },
+            "memory": [{"megabytes": 1.0, "peak_rss_mb": 1200.4}],
+        },
+        "training": {
+            "machine": {"cpus": 4, "cpu": "Other"},
+            "contenders": {"ours": result(4000), "explosion": result(1000)},
+        },
+        "training-full": {"epochs": 3, "contenders": {"ours": {"f1": 0.912}, "explosion": {"f1": 0.812}}},
+        "service": {
+            "machine": machine,
+            "clients": 50,
+            "seconds": 60,
+            "answers_per_second": 80.2,
+            "seconds_p50": 0.1,
+            "seconds_p95": 0.25,
+            "statuses": {"200": 4000, "429": 1200, "500": 1},
+            "rss_mb": {"before": 900, "after": 905},
+        },
+    }
+
+
+def test_a_benchmark_becomes_tables() -> None:
+    tables = tabulate_performance([Run("some", benchmarked(), set())])
+    assert "| default | 2,500 (2,490 to 3,500) | 2.50 | 0.70 | – |" in tables and "| 1.00 | – | 50.0 |" in tables
+    assert "| bfloat16 | this machine cannot | – |" in tables and "| 4.0 ms and 9.0 ms |" in tables
+    assert "on 2 cores of Some" in tables and "| `some`, training on 4 cores of Other |" in tables
+    assert "a stream of 1 MB of text | 1,200 MB |" in tables
+    assert "| explosion | 1,000 (990 to 2,000) | 0.25 | 900 MB | 81.2 |" in tables
+    assert "dev F1 after 3 epochs of the whole corpus" in tables
+    assert "| answers per second | 80 |" in tables and "| 100 ms and 250 ms |" in tables
+    assert "(429) | 1,200 |" in tables and "| errors | 1 |" in tables and "| 900 MB and 905 MB |" in tables
+    assert MARK not in tables
+
+
+def test_a_benchmark_of_other_code_has_daggers_and_a_run_without_one_has_no_tables() -> None:
+    tables = tabulate_performance([Run("some", benchmarked(), {"speed", "training-full"})])
+    assert "| 2,500 (2,490 to 3,500)† | 2.50† | 0.70† | – |" in tables and "| this machine cannot† | – |" in tables
+    assert "| 900 MB | 81.2† |" in tables and "| answers per second | 80 |" in tables
+    assert tables.count(LEGEND) == 3, "speed, starts, training"
+    assert tabulate_performance([Run("some", {}, set())]) == ""
+
+
+def test_the_table_of_the_readme_compares_with_others_by_what_was_measured() -> None:
+    records = copy_run(reference_runs()[0]) | benchmarked()
+    records["ablation"] = {"summary": {"usual fine-tune": {"test": {"gold_sentences": {"mean": 0.8765}}}}}
+    text = tabulate_overview([Run("some", records, {"ablation"})])
+    assert "| 87.6† | 2,500 | 1,000 |" in text and text.endswith(LEGEND)
+    assert (
+        "2 cores of Some, dtype int8. With the same encoder and an untrained head, Flair annotates 1,234 words/s."
+        in text
+    )
+    assert "reaches 81.2 dev F1, and ours 91.2." in text
+    for name in ("training", "training-full"):
+        del records[name]
+    assert "explosion" not in tabulate_overview([Run("some", records, set())])
+
+
+def test_a_run_without_results_and_a_page_without_marks_are_refused(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reference_runs()[0], tmp_path / "some"))
+    (run / "test.json").unlink()
+    with pytest.raises(StepError, match=r"lacks test\.json"):
+        read_run(run, Present({}, {}, {}))
+    page = tmp_path / "page.md"
+    page.write_text(f"{END} without a start")
+    with pytest.raises(StepError, match="no place for tables"):
+        insert(page, "")
+
+
+def test_nothing_is_written_if_one_page_has_no_place(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for page in PAGES:
+        (tmp_path / page).write_text((ROOT / page).read_text("utf8").replace("2", "3"), "utf8")
+    (tmp_path / "docs/commands.md").write_text("# Commands")
+    before = {page: (tmp_path / page).read_text("utf8") for page in PAGES}
+    with pytest.raises(StepError, match=r"commands\.md has no place"):
+        document(
+            tmp_path / "README.md", tmp_path / "docs", ROOT / "project.yml", ROOT / "configs/bert.cfg", reference_runs()
+        )
+    assert before == {page: (tmp_path / page).read_text("utf8") for page in PAGES}

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
+
+from common.errors import StepError
+from common.records import SPLITS, read_json, write_json
+from scripts.report import report
+from tests.conftest import ROOT, Project
+
+TEMPLATE = ROOT / "scripts/report.html"
+VOID = {"meta", "img", "br", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """What a page has: its elements, that they close, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def metrics(project: Project, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(project.folder / "metrics/tiny", tmp_path / "tiny"))
+
+
+def test_the_report_is_whole_and_needs_no_network(project: Project) -> None:
+    text = (project.folder / "metrics/tiny/report.html").read_text("utf8")
+    page = Page(text)
+    assert not page.open and len(text.encode()) < 5e6
+    for tag, attrs in page.elements:
+        assert tag not in ("script", "link", "iframe") and not any(name.startswith("on") for name in attrs)
+        for name in ("src", "href"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:image/svg+xml;base64,"))
+        assert tag != "img" or attrs["alt"]
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in page.elements:
+        assert (attrs.get("href") or "#data")[1:] in ids
+    tokens = read_json(project.folder / "metrics/tiny/corpus.json")["splits"]["test"]["tokens"]
+    assert f"{tokens:,}" in page.text and "At each evaluation" in page.text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_report_in_a_browser(
+    project: Project, browser: Browser, tmp_path: Path, scheme: Literal["light", "dark"], width: int, height: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url.partition(":")[0]))
+    page.goto((project.folder / "metrics/tiny/report.html").as_uri())
+    assert page.locator("h2").count() == 6 and page.locator("mark").first.is_visible()
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables scroll sideways"
+    assert page.screenshot(path=tmp_path / "report.png", full_page=True)
+    response = Axe().run(page).response
+    assert response["passes"], "it looked at something"
+    assert not [found["help"] for found in response["violations"] if found["impact"] in ("serious", "critical")]
+    assert not complaints and set(requests) <= {"file", "data"}
+    assert page.pdf().startswith(b"%PDF")
+    page.close()
+
+
+def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    text = f"before {evil} after"
+    label = "<b onclick=alert(1)>"
+    span = {"start": 7, "end": 7 + len(evil), "label": label}
+    examples = read_json(metrics / "analysis-examples.json")
+    quotes = [{"document": 0, "text": text, "corpus": None, "pipeline": span, "score": 0.9}]
+    write_json(metrics / "analysis-examples.json", examples | {"most_confident_disagreements": quotes})
+    corpus = read_json(metrics / "corpus.json")
+    write_json(metrics / "corpus.json", corpus | {"repaired": {split: {evil: 1} for split in SPLITS}})
+    report(TEMPLATE, metrics)
+    page = Page((metrics / "report.html").read_text("utf8"))
+    assert not any(tag in ("script", "b") or "onerror" in attrs for tag, attrs in page.elements)
+    assert page.text.count(evil) == 3 and label in page.text
+
+
+def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:
+    analysis = read_json(metrics / "analysis.json")
+    write_json(metrics / "analysis.json", analysis | {"inputs": analysis["inputs"] | {"model": "other"}})
+    with pytest.raises(StepError, match="different models"):
+        report(TEMPLATE, metrics)
+    write_json(metrics / "analysis.json", analysis | {"inputs": analysis["inputs"] | {"test": "other"}})
+    with pytest.raises(StepError, match="different corpora"):
+        report(TEMPLATE, metrics)
+    concepts = read_json(metrics / "concepts.json")
+    write_json(metrics / "analysis.json", analysis)
+    write_json(metrics / "concepts.json", concepts | {"inputs": concepts["inputs"] | {"model": "other"}})
+    with pytest.raises(StepError, match=r"concepts\.json and analysis\.json are of different models") as error:
+        report(TEMPLATE, metrics)
+    assert "Run concepts" in error.value.remedy
+    write_json(metrics / "concepts.json", concepts)
+    write_json(metrics / "analysis.json", analysis)
+    (metrics / "figures/corpus/tags.svg").unlink()
+    with pytest.raises(StepError, match=r"tags\.svg is missing"):
+        report(TEMPLATE, metrics)
+    (metrics / "evaluation.json").unlink()
+    with pytest.raises(StepError, match=r"lacks evaluation\.json") as error:
+        report(TEMPLATE, metrics)
+    assert "Run evaluate" in error.value.remedy
