@@ -17,24 +17,12 @@ COLUMNS = {
     3: "token, part of speech, entity",
     4: "token, part of speech, chunk, entity",
 }
-
-
 ABSENT = {"_", "-", "-X-"}  # what corpora write where a column has no value
-
-
 MARK = "-DOCSTART-"
-
-
 SENTENCES_PER_DOC = 10  # of a corpus that marks no documents; as `spacy convert -n 10`
-
-
 FEWEST_DOCS = 100  # of train, below which `spacy debug data` finds a corpus too small
 LONGEST = 200  # characters of a tag; a longer one is not one
-
-
 PACKED = {b"\x1f\x8b": ("gzip", "gunzip"), b"PK\x03\x04": ("zip", "unzip"), b"BZh": ("bzip2", "bunzip2")}
-
-
 WIDE = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # how files begin in which a letter is two bytes
 
 
@@ -48,8 +36,6 @@ class Token(NamedTuple):
 
 
 Sentence = list[Token]
-
-
 Document = list[Sentence]
 
 

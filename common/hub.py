@@ -18,8 +18,6 @@ from common.errors import StepError
 from common.records import sha256
 
 SECONDS = 8  # the longest wait for a sign of life of the hub; some calls of its client know no limit
-
-
 INSTEAD = """To try the project without the hub:
     make quickstart
 With the files of CoNLL-2003 and the small encoder, which comes from the package index:

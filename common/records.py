@@ -24,31 +24,17 @@ from wasabi import msg
 from common.errors import StepError
 
 Parameters = ParamSpec("Parameters")
-
-
 Returned = TypeVar("Returned")
-
-
 SPLITS = ("train", "dev", "test")
-
-
 AREAS = ("assets", "corpus", "training", "metrics", "packages")
-
-
 RUN = re.compile(r"(?=.{1,100}$)(?!.*\.$)[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
-
-
 RESERVED = re.compile(
     "sample|reference|encoders|readme.*"  # which belong to the project
     r"|(con|prn|aux|nul|com\d|lpt\d)(\..*)?",  # which no file of Windows may have
     re.IGNORECASE,
 )
-
-
 LOCK, RECORD = ".lock", ".made.json"
 CURVES = "curves.jsonl"  # in the folder of a model: a line for each evaluation of its training
-
-
 PACKAGES = ("spacy", "spacy-transformers", "transformers", "torch", "thinc", "numpy")
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +53,22 @@ def prepare(
     """
     overrides = derive(config, corpus / "train.spacy", encoder, epochs, learn_rate, batch_words)
     overrides |= {"system.seed": seed, "paths.dev": str(corpus / "dev.spacy")}
-    inputs = {
-        "config": hashlib.sha256(Config().from_disk(config, interpolate=False).to_bytes()).hexdigest(),
-        "code": code_digest(*CODE, Path(__file__)),
+    inputs = identify_recipe(config) | {
         "encoder": sha256(encoder),
         "corpus": {split: sha256(corpus / f"{split}.spacy") for split in ("train", "dev")},
         "settings": {key: value for key, value in overrides.items() if not key.startswith("paths.")},
     }
     return inputs, overrides
+
+
+def identify_recipe(config: Path) -> dict[str, Any]:
+    """Identify the config and the code that decide what a model becomes, whatever the corpus and the encoder.
+
+    config (Path): The training config; its comments do not count.
+    RETURNS (dict[str, Any]): `config` and `code`, as a model's provenance has them among its `inputs`.
+    """
+    resolved = Config().from_disk(config, interpolate=False).to_bytes()
+    return {"config": hashlib.sha256(resolved).hexdigest(), "code": code_digest(*CODE, Path(__file__))}
 
 
 def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: str, batch_words: str) -> dict[str, Any]:
@@ -144,3 +156,24 @@ def calibrate(model: Path, train: Path, dev: Path) -> float:
     temperature: float = recognizer.calibrate(docs, probabilities, gold, find_entity_texts(train))
     recognizer.to_disk(model / "ner", exclude=["vocab"])
     return temperature
+
+
+@contextmanager
+def without_pooler_warning() -> Iterator[None]:
+    """Silence the warning of transformers that the pooler of the encoder has new weights.
+
+    Checkpoints for masked words have no pooler, and this pipeline does not use it. If other weights are new too,
+    the warning appears as ever.
+    """
+
+    def names_other_weights(record: logging.LogRecord) -> bool:
+        _, new, names = record.getMessage().partition("newly initialized: ")
+        weights = re.findall(r"'([^']+)'", names.partition("]")[0])
+        return not (new and weights and all("pooler." in name for name in weights))
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(names_other_weights)
+    try:
+        yield
+    finally:
+        logger.removeFilter(names_other_weights)

@@ -39,11 +39,13 @@ def extend(config: Config, model: Path) -> Config:
 
     config (Config): With components of its own.
     model (Path): The trained pipeline.
-    RETURNS (Config): The config, with language, batch size and tokenizer of the trained pipeline.
+    RETURNS (Config): The config, with language, batch size and tokenizer of the trained pipeline, and with the
+        sections that say how it was trained.
     """
     trained = Config().from_disk(model / "config.cfg", interpolate=False)
     own = config["components"]
     names = [name for name in trained["nlp"]["pipeline"] if name not in own]
+    config.update({section: trained[section] for section in ("paths", "system", "corpora", "training")})
     config["nlp"] = trained["nlp"] | {"pipeline": [*names, *own]}
     config["components"] = {name: {"source": str(model)} for name in names} | own
     return config

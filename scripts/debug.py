@@ -11,6 +11,7 @@ import typer
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from common.corpora import read_docs
 from common.errors import StepError, main
+from common.training import without_pooler_warning
 
 
 def debug(
@@ -30,7 +31,8 @@ def debug(
     spacys.BLANK_MODEL_MIN_THRESHOLD = 0  # documents of train, below which it would exit with an error
     overrides = {f"paths.{split}": str(path) for split, path in paths.items()} | {"paths.encoder": str(encoder)}
     try:
-        spacys.debug_data(config, config_overrides=overrides, no_format=False, silent=False)
+        with without_pooler_warning():
+            spacys.debug_data(config, config_overrides=overrides, no_format=False, silent=False)
     except ValueError as error:  # of a component, an architecture or a label
         raise StepError(f"No pipeline can be made from {config}: {error}", "Mend the config.") from error
 

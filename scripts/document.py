@@ -5,7 +5,6 @@ A figure that was measured with other code than the present one gets a dagger, s
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from thinc.api import Config
 from wasabi import msg
 
 import bert_ner
-from common import training
 from common.errors import StepError, main
 from common.formatting import percent, score_rows
-from common.records import code_digest, digest, read_json, record_inputs, sha256
+from common.records import digest, read_json, record_inputs, sha256
+from common.training import identify_recipe
 
 START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
 MARK, LEGEND = "†", "† Measured with other code than the present one."
@@ -144,10 +142,7 @@ def find_present(project: Path, config: Path) -> Present:
                 steps.setdefault(name, set()).update(codes)
     (service,) = modules["serve"]
     inputs = record_inputs(pipeline=Path(bert_ner.__file__), service=service) | {"config": sha256(config)}
-    # As common.training.prepare identifies what decides the weights
-    resolved = Config().from_disk(config, interpolate=False).to_bytes()
-    code = code_digest(*training.CODE, Path(training.__file__))
-    return Present(steps, inputs, {"code": code, "config": hashlib.sha256(resolved).hexdigest()})
+    return Present(steps, inputs, identify_recipe(config))
 
 
 def _find_modules(folder: Path, script: Iterable[str]) -> list[Path]:

@@ -50,33 +50,33 @@ def read_settings(path: Path) -> str:
 
 
 def find_models(training: Path) -> Iterator[dict[str, Any]]:
-    """The finished models below a folder, with their origin and scores.
+    """The finished models below a folder, with their provenance and scores.
 
     YIELDS (dict[str, Any]): `run`, `model`: names of folders; `dev`: its scores; `seconds`, `device`,
         `inputs`: as train recorded them.
     """
     for path in sorted(training.glob("*/model-*/provenance.json")):
-        origin = read_json(path)
+        provenance = read_json(path)
         yield {
             "run": path.parent.parent.name,
             "model": path.parent.name,
             "dev": read_json(path.parent / "meta.json").get("performance", {}),
-            "seconds": origin.get("seconds", 0),
-            "device": origin.get("device", ""),
-            "inputs": origin.get("inputs", {}),
+            "seconds": provenance.get("seconds", 0),
+            "device": provenance.get("device", ""),
+            "inputs": provenance.get("inputs", {}),
         }
 
 
-def differ(origins: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Of each origin what is not the same in all: values of settings, the first digits of checksums."""
-    flat = [dict(_flatten(origin)) for origin in origins]
-    names = sorted({name for origin in flat for name in origin})
-    various = [name for name in names if len({origin.get(name) for origin in flat}) > 1]
-    return [{name: origin.get(name, "–") for name in various} for origin in flat]
+def differ(provenances: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Of the inputs of each model what is not the same in all: values of settings, the first digits of checksums."""
+    flat = [dict(_flatten(provenance)) for provenance in provenances]
+    names = sorted({name for provenance in flat for name in provenance})
+    various = [name for name in names if len({provenance.get(name) for provenance in flat}) > 1]
+    return [{name: provenance.get(name, "–") for name in various} for provenance in flat]
 
 
-def _flatten(origin: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in origin.items():
+def _flatten(provenance: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in provenance.items():
         if isinstance(value, dict):
             yield from _flatten(value, "" if name == "settings" else f"{prefix}{name}.")
         else:

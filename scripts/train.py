@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -28,7 +26,7 @@ from common.gpu import use_gpu
 from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
 from common.scoring import record_probabilities
 from common.statistics import number_tags, score_tags
-from common.training import BEST, LAST, calibrate, find_trained, prepare
+from common.training import BEST, LAST, calibrate, find_trained, prepare, without_pooler_warning
 
 CURVE_DOCS = 100  # at least so many documents of train are scored at each evaluation
 
@@ -134,27 +132,6 @@ def train_anew(
     os.replace(unfinished / CURVES, unfinished / BEST / CURVES)
     write_json(unfinished / BEST / "provenance.json", record)
     move_into_place(unfinished / BEST, place)
-
-
-@contextmanager
-def without_pooler_warning() -> Iterator[None]:
-    """Silence the warning of transformers that the pooler of the encoder has new weights.
-
-    Checkpoints for masked words have no pooler, and this pipeline does not use it. If other weights are new too,
-    the warning appears as ever.
-    """
-
-    def names_other_weights(record: logging.LogRecord) -> bool:
-        _, new, names = record.getMessage().partition("newly initialized: ")
-        weights = re.findall(r"'([^']+)'", names.partition("]")[0])
-        return not (new and weights and all("pooler." in name for name in weights))
-
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(names_other_weights)
-    try:
-        yield
-    finally:
-        logger.removeFilter(names_other_weights)
 
 
 @registry.loggers("bert_ner.Curves.v1")  # type: ignore[untyped-decorator,unused-ignore]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
@@ -208,6 +209,7 @@ def _become(module: str, arguments: list[str], folder: Path, environment: dict[s
         os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(environment)
     os.chdir(folder)
+    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path).resolve() != ROOT)]  # its code, not ours
 
     import weasel.cli.run
 
@@ -257,6 +259,13 @@ Start = Callable[..., subprocess.CompletedProcess[str]]
 
 
 OUTPUT = "output.txt"
+PROJECT = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))
+# Those steps of the workflow that weasel skips if nothing has changed
+STEPS = [
+    name
+    for name in PROJECT["workflows"]["all"]
+    if any(command.get("outputs") for command in PROJECT["commands"] if command["name"] == name)
+]
 
 
 class Project:
@@ -289,6 +298,16 @@ class Project:
         settings = {"run": run, "source": "sample", "encoder": str(self.encoder), "epochs": "1"} | variables
         options = [part for key, value in settings.items() for part in (f"--vars.{key}", value)]
         return start("-m", "spacy", "project", "run", command, ".", *options, cwd=self.folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CORPUS as train, dev and test, converted, for tests that only read it."""
+    from scripts.convert import convert
+
+    folder = tmp_path_factory.mktemp("tiny-corpus")
+    convert(write_corpus(folder / "assets"), folder / "corpus")
+    return folder / "corpus"
 
 
 @pytest.fixture(scope="session")

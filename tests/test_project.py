@@ -10,28 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from thinc.api import Config
 from weasel.cli.run import check_rerun
 from weasel.util import load_project_config, split_command
 
 from common.records import SPLITS, read_json, sha256
 from scripts.run import read_run
-from tests.conftest import ROOT, Project, copy_project, new_python, words
+from tests.conftest import PROJECT, ROOT, STEPS, Project, copy_project, new_python, words
 
-STEPS = [
-    "convert",
-    "explore",
-    "train",
-    "assemble",
-    "evaluate",
-    "analyze",
-    "concepts",
-    "package",
-    "verify",
-    "report",
-]  # that write what weasel watches
-PROJECT = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))
 COMMANDS = PROJECT["commands"]
 FOLDERS = ("bert_ner", "common", "scripts", "app", "benchmarks")
 CI = (ROOT / ".ci/run").read_text("utf8")

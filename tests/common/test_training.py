@@ -13,27 +13,20 @@ from tests.conftest import ROOT, copy_project, new_python, save_tiny_encoder, wr
 CONFIG = ROOT / "configs" / "bert.cfg"
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    convert(write_corpus(folder / "assets"), folder / "corpus")
-    return folder / "corpus"
-
-
 @pytest.mark.parametrize(("width", "rate"), [(768, 5e-5), (384, 2e-4), (32, 5e-4)])
 def test_learning_rate_and_steps_follow_encoder_and_corpus(
-    tmp_path: Path, corpus: Path, width: int, rate: float
+    tmp_path: Path, tiny_corpus: Path, width: int, rate: float
 ) -> None:
     encoder = save_tiny_encoder(tmp_path, width)
-    settings = derive(CONFIG, corpus / "train.spacy", encoder, "auto", "auto", "auto")
+    settings = derive(CONFIG, tiny_corpus / "train.spacy", encoder, "auto", "auto", "auto")
     assert settings["training.optimizer.learn_rate.initial_rate"] == pytest.approx(rate)
     assert settings["training.max_steps"] >= 400  # one step an epoch
     assert settings["training.max_steps"] % settings["training.eval_frequency"] == 0  # the last step is evaluated
-    assert derive(CONFIG, corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.batcher.size"] == 7
+    assert derive(CONFIG, tiny_corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.batcher.size"] == 7
 
 
-def test_a_batch_has_at_least_one_word(corpus: Path, tiny_encoder: Path) -> None:
-    settings = derive(CONFIG, corpus / "train.spacy", tiny_encoder, "1", "auto", "0.5")
+def test_a_batch_has_at_least_one_word(tiny_corpus: Path, tiny_encoder: Path) -> None:
+    settings = derive(CONFIG, tiny_corpus / "train.spacy", tiny_encoder, "1", "auto", "0.5")
     assert settings["training.batcher.batcher.size"] == 1
 
 
@@ -46,13 +39,13 @@ def test_the_steps_of_long_documents_are_those_of_their_pieces(tmp_path: Path, t
 
 
 @pytest.mark.parametrize("value", ["", "-1", "0", "many", "nan", "inf"])
-def test_a_setting_that_is_no_number_is_refused(corpus: Path, tiny_encoder: Path, value: str) -> None:
+def test_a_setting_that_is_no_number_is_refused(tiny_corpus: Path, tiny_encoder: Path, value: str) -> None:
     with pytest.raises(StepError, match="neither auto nor a number above 0"):
-        derive(CONFIG, corpus / "train.spacy", tiny_encoder, value, "auto", "auto")
+        derive(CONFIG, tiny_corpus / "train.spacy", tiny_encoder, value, "auto", "auto")
 
 
 def test_what_decides_weights_is_part_of_a_models_provenance_and_nothing_else(
-    tmp_path: Path, corpus: Path, tiny_encoder: Path
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
 ) -> None:
     """Each change is made, and taken back, in the files of a copied project."""
     project = copy_project(tmp_path / "project")
@@ -82,7 +75,7 @@ for name, (file, old, new) in changes.items():
     path.write_text(text, "utf8")
 print(json.dumps(changed))
 """
-    done = new_python("-c", code, str(CONFIG), str(corpus), str(tiny_encoder), json.dumps(changes), cwd=project)
+    done = new_python("-c", code, str(CONFIG), str(tiny_corpus), str(tiny_encoder), json.dumps(changes), cwd=project)
     assert done.returncode == 0, done.stderr
     changed = json.loads(done.stdout)
     decide = {"a number in the corpus reader", "a number in calibrate"}

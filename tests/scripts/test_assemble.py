@@ -12,22 +12,10 @@ from thinc.api import Config
 import bert_ner  # noqa: F401 (registers what the pipelines name)
 from common.records import read_json, sha256
 from scripts.assemble import assemble, extend
-from tests.conftest import ROOT, Project, new_python
+from tests.conftest import ROOT, STEPS, Project, new_python
 
 CONFIG = ROOT / "configs/assemble.cfg"
 SKIPPED = "Skipping '{}': nothing changed"
-WORKFLOW = (
-    "convert",
-    "explore",
-    "train",
-    "assemble",
-    "evaluate",
-    "analyze",
-    "concepts",
-    "package",
-    "verify",
-    "report",
-)  # the steps that are skipped if nothing changed
 
 
 def entities_of(doc: Doc) -> list[tuple[int, int, str, float]]:
@@ -90,6 +78,8 @@ def test_what_the_config_adds_comes_last_and_what_was_trained_is_sourced(project
     assert all(config["components"][name] == {"source": str(model)} for name in config["nlp"]["pipeline"][:-2])
     trained = Config().from_disk(model / "config.cfg", interpolate=False)
     assert config["nlp"]["tokenizer"] == trained["nlp"]["tokenizer"]
+    assembled = Config().from_disk(project.folder / "packages/tiny/assembled/config.cfg", interpolate=False)
+    assert assembled["training"]["batcher"] == trained["training"]["batcher"], "it says how it was trained"
 
 
 @pytest.mark.slow
@@ -101,7 +91,7 @@ def test_a_new_word_in_a_rule_reruns_what_uses_the_rules_and_trains_nothing(chan
     before = sha256(changeable.folder / "training")
     done = changeable.run("all", start=new_python)  # a forked process would have the rules as they were
     assert done.returncode == 0, done.stdout + done.stderr
-    ran = [step for step in WORKFLOW if SKIPPED.format(step) not in done.stdout]
+    ran = [step for step in STEPS if SKIPPED.format(step) not in done.stdout]
     assert ran == ["assemble", "concepts", "package", "verify", "report"]
     assert sha256(changeable.folder / "training") == before
     rules: Any = spacy.load(changeable.folder / "packages/tiny/assembled").get_pipe("concepts")

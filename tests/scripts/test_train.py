@@ -26,18 +26,12 @@ from common.errors import StepError
 from common.records import read_json, sha256
 from common.scoring import create_examples, record_probabilities
 from common.statistics import number_tags, score_tags
+from common.training import without_pooler_warning
 from scripts.convert import convert
-from scripts.train import find_whole, train, without_pooler_warning
+from scripts.train import find_whole, train
 from tests.conftest import ROOT, guard, python, words, write_corpus
 
 CONFIG = ROOT / "configs" / "bert.cfg"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    convert(write_corpus(folder / "assets"), folder / "corpus")
-    return folder / "corpus"
 
 
 def command(folder: Path, corpus: Path, encoder: Path, *options: str) -> list[str]:
@@ -54,22 +48,22 @@ def weights(model: Path) -> dict[str, bytes]:
 
 
 def test_two_trainings_give_the_same_weights_and_the_seed_changes_them(
-    tmp_path: Path, corpus: Path, tiny_encoder: Path
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
 ) -> None:
     for name, seed in {"one": 0, "two": 0, "three": 1}.items():
-        train(CONFIG, tmp_path / name, corpus, tiny_encoder, epochs="1", seed=seed)
+        train(CONFIG, tmp_path / name, tiny_corpus, tiny_encoder, epochs="1", seed=seed)
     one, two, three = (weights(tmp_path / name / "model-best") for name in ("one", "two", "three"))
     assert one == two and len(one) > 10
     assert all(one[name] != three[name] for name in ("tok2vec", "senter", "ner"))
 
 
 def test_a_finished_model_is_kept_and_found_again(
-    tmp_path: Path, corpus: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = tmp_path / "model-best"
 
     def run(seed: int, aside: bool = False) -> str:
-        train(CONFIG, tmp_path, corpus, tiny_encoder, epochs="1", seed=seed, aside=aside)
+        train(CONFIG, tmp_path, tiny_corpus, tiny_encoder, epochs="1", seed=seed, aside=aside)
         return words(capsys.readouterr().out)
 
     run(0)
@@ -89,10 +83,10 @@ def test_a_finished_model_is_kept_and_found_again(
 
 
 def test_every_training_leaves_its_curves(
-    tmp_path: Path, corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.training.EVALUATIONS", 3)
-    train(CONFIG, tmp_path, corpus, tiny_encoder, epochs="20")
+    train(CONFIG, tmp_path, tiny_corpus, tiny_encoder, epochs="20")
     rows = list(srsly.read_jsonl(tmp_path / "model-best" / "curves.jsonl"))
     steps = [row["step"] for row in rows]
     assert steps[0] == 0 and steps == sorted(set(steps)) and len(steps) == 4
@@ -100,7 +94,7 @@ def test_every_training_leaves_its_curves(
     nlp = spacy.load(tmp_path / "model-best")
     recognizer: Any = nlp.get_pipe("ner")
     recognizer.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0  # which calibration changed afterwards
-    examples = list(create_examples(nlp, corpus / "dev.spacy", "predicted_sentences"))
+    examples = list(create_examples(nlp, tiny_corpus / "dev.spacy", "predicted_sentences"))
     with record_probabilities(nlp) as probabilities:
         scores = nlp.evaluate(examples)
     expected = score_tags(number_tags(examples, recognizer.tags), probabilities)
@@ -112,7 +106,7 @@ def test_every_training_leaves_its_curves(
 
 
 def test_dev_is_predicted_once_at_each_evaluation_and_the_corpus_is_read_once(
-    tmp_path: Path, corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the logger, for the curves: spaCy itself reads the corpus for training, and dev at each evaluation."""
     passes: Counter[str] = Counter()
@@ -135,7 +129,7 @@ def test_dev_is_predicted_once_at_each_evaluation_and_the_corpus_is_read_once(
     monkeypatch.setattr(Corpus, "__call__", count_reads)
     monkeypatch.setattr("scripts.train.calibrate", lambda *_: 1.0)
     monkeypatch.setattr("common.training.EVALUATIONS", 3)
-    train(CONFIG, tmp_path, corpus, tiny_encoder, epochs="20")
+    train(CONFIG, tmp_path, tiny_corpus, tiny_encoder, epochs="20")
     assert passes["evaluations"] == 4
     documents = 2  # of each split
     assert passes["docs"] == passes["evaluations"] * 2 * documents, "dev, and a part of train"
@@ -161,17 +155,19 @@ def test_only_the_new_pooler_is_not_worth_a_warning(caplog: pytest.LogCaptureFix
     assert [str(more) in text or "something" in text for text in dict.fromkeys(caplog.messages)] == [True, True, False]
 
 
-def test_a_model_that_was_not_made_here_is_not_overwritten(tmp_path: Path, corpus: Path, tiny_encoder: Path) -> None:
+def test_a_model_that_was_not_made_here_is_not_overwritten(
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
+) -> None:
     (tmp_path / "model-best").mkdir()
     (tmp_path / "model-best" / "meta.json").write_text("{}")
     with pytest.raises(StepError, match="another origin"):
-        train(CONFIG, tmp_path, corpus, tiny_encoder)
+        train(CONFIG, tmp_path, tiny_corpus, tiny_encoder)
     assert [path.name for path in (tmp_path / "model-best").iterdir()] == ["meta.json"]
 
 
 def test_after_ctrl_c_the_same_command_goes_on(
     tmp_path: Path,
-    corpus: Path,
+    tiny_corpus: Path,
     tiny_encoder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -188,9 +184,9 @@ def test_after_ctrl_c_the_same_command_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr("scripts.train.score_tags", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(CONFIG, tmp_path, corpus, tiny_encoder, epochs="4")
+            train(CONFIG, tmp_path, tiny_corpus, tiny_encoder, epochs="4")
     assert not (tmp_path / "model-best").exists()
-    train(CONFIG, tmp_path, corpus, tiny_encoder, epochs="4")
+    train(CONFIG, tmp_path, tiny_corpus, tiny_encoder, epochs="4")
     told = words(capsys.readouterr().out)
     assert "was interrupted: going on from its best weights" in told and "start afresh" in told
     best = tmp_path / "model-best"
@@ -200,9 +196,9 @@ def test_after_ctrl_c_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_after_a_kill_the_best_is_loadable_and_the_same_command_goes_on(
-    tmp_path: Path, corpus: Path, tiny_encoder: Path
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
 ) -> None:
-    arguments = command(tmp_path / "run", corpus, tiny_encoder, "--epochs", "40")
+    arguments = command(tmp_path / "run", tiny_corpus, tiny_encoder, "--epochs", "40")
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -163,18 +163,17 @@ def test_half_precision_halves_the_wheel_and_hardly_changes_scores(changeable: P
     assert done.returncode == 2 and "float16" in done.stderr
 
 
+def verify_present(project: Project, metrics: Path) -> None:
+    test = project.folder / "corpus/tiny/test.spacy"
+    verify((project.folder / WHEEL).parent, project.folder / MODEL, test, metrics, Environment.present)
+
+
 def test_a_wheel_that_gives_other_scores_is_refused(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder / "metrics/tiny", tmp_path / "metrics")
     test = read_json(tmp_path / "metrics/test.json")
     (tmp_path / "metrics/test.json").write_text(json.dumps(test | {"ents_f": 0.123, "speed": 1}))
     with pytest.raises(StepError, match="gives other scores: ents_f"):
-        verify(
-            (project.folder / WHEEL).parent,
-            project.folder / MODEL,
-            project.folder / "corpus/tiny/test.spacy",
-            tmp_path / "metrics",
-            Environment.present,
-        )
+        verify_present(project, tmp_path / "metrics")
 
 
 def test_a_wheel_that_gives_other_entities_is_refused(project: Project, tmp_path: Path) -> None:
@@ -186,13 +185,7 @@ def test_a_wheel_that_gives_other_entities_is_refused(project: Project, tmp_path
     docs[number].ents = []
     DocBin(docs=docs).to_disk(path)
     with pytest.raises(StepError, match=f"gives other entities: document {number}: "):
-        verify(
-            (project.folder / WHEEL).parent,
-            project.folder / MODEL,
-            project.folder / "corpus/tiny/test.spacy",
-            tmp_path / "metrics",
-            Environment.present,
-        )
+        verify_present(project, tmp_path / "metrics")
 
 
 def test_a_wheel_that_does_not_load_is_refused_with_the_reason(project: Project, tmp_path: Path) -> None:
