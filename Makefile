@@ -9,6 +9,7 @@ VARS ?=
 STEP := $(BIN)/python -m scripts.run
 STEPS := download convert explore debug train assemble evaluate analyze concepts package verify report reference
 PORT ?= 8000
+WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
@@ -25,7 +26,7 @@ app experiments document: .venv/installed
 
 # Not through the project, which kills what Ctrl-C does not end at once
 serve: .venv/installed
-	$(BIN)/python -m app.service $(PIPELINE) --port $(PORT)
+	$(BIN)/python -m app.service $(PIPELINE) --port $(PORT) --workers $(WORKERS)
 
 bench: .venv/installed-bench .venv-peers/installed
 	$(STEP) benchmark $(RUN) $(VARS)

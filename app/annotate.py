@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from queue import SimpleQueue
+from typing import Any, Literal, NamedTuple, get_args
 
 import spacy
 from pydantic import BaseModel, Field
@@ -19,8 +22,8 @@ from common.errors import StepError
 from common.records import read_json
 
 PART_LENGTH = 20_000  # characters that the pipeline reads at once: some seconds, after which it can be told to stop
+BATCH = 500  # parts that it reads at once: short ones take longer than their characters tell
 PACKAGED, ASSEMBLED = "packages/*/*/*/*/config.cfg", "packages/*/assembled/config.cfg"
-RULES = "concepts"  # the component with the rules of concepts, which sets coarse part-of-speech tags, too
 
 Layer = Literal["sentences", "entities", "concepts", "tokens"]  # of an analysis
 LAYERS: tuple[Layer, ...] = get_args(Layer)
@@ -136,15 +139,106 @@ def load_pipeline(name: str) -> Annotator:
     return annotator
 
 
+# What a layer is made from, and what a component reads beside the vectors of the encoder, in the terms in which spaCy's
+# factories say what they assign. The components are those of this project's pipelines, by factory.
+_VECTORS = {"doc.tensor", "doc._.trf_data"}
+_MADE_FROM: dict[Layer, set[str]] = {
+    "sentences": {"token.is_sent_start"},
+    "entities": {"doc.ents"},
+    "concepts": {"doc.spans", "doc._.triples"},
+    "tokens": {"token.tag", "token.pos", "doc.ents"},
+}
+_READ_BY: dict[str, set[str]] = {
+    "transformer": set(),
+    "tok2vec": set(),
+    "senter": set(),
+    "tagger": set(),
+    "bert_ner_v2": {"token.is_sent_start", "doc.ents"},
+    "bert_ner_concepts_v2": {"token.is_sent_start", "token.tag", "doc.ents"},
+    "doc_cleaner": set(),
+}
+
+
+def find_unneeded(nlp: Language, want: Collection[Layer]) -> list[str]:
+    """Find the components that need not run for some layers of an analysis.
+
+    A component of another make is always needed, and so is all before it, because nobody knows what it reads.
+
+    nlp (Language): The pipeline.
+    want (Collection[Layer]): The layers.
+    RETURNS (list[str]): The names of the components.
+    """
+    needed = _VECTORS.union(*(_MADE_FROM[layer] for layer in want))
+    unneeded = []
+    for name in reversed(nlp.pipe_names):
+        meta = nlp.get_pipe_meta(name)
+        if meta.factory not in _READ_BY:
+            break
+        if meta.assigns and needed.isdisjoint(meta.assigns):
+            unneeded.append(name)
+        else:
+            needed |= _READ_BY[meta.factory]
+    return unneeded
+
+
+class _Part(NamedTuple):
+    """A part of a text: its job, the analysis it belongs to, its offset, and itself."""
+
+    job: _Job
+    analysis: Analysis
+    start: int
+    text: str
+
+
+class _Job:
+    """Texts that somebody waits for, and what has been found in them.
+
+    texts (Sequence[str]): The texts.
+    want (Collection[Layer]): The layers of an analysis that are needed.
+    unneeded (Collection[str]): The components that need not run for them.
+    advance (Callable[[int], object]): Called after each part with the number of characters that are done.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        want: Collection[Layer],
+        unneeded: Collection[str],
+        advance: Callable[[int], object],
+    ) -> None:
+        self.want, self.unneeded, self.advance = want, unneeded, advance
+        self.future: Future[list[Analysis]] = Future()  # stays pending until it is done, so that it can be cancelled
+        self.analyses = [Analysis(text=text) for text in texts]
+        self.parts = deque(_Part(self, a, start, part) for a in self.analyses for start, part in split_text(a.text))
+        self.left = self.total = sum(len(part.text) for part in self.parts)  # characters
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Hand over what was found, or the reason why nothing was, if somebody still waits for it."""
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
+            return
+        if error:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(self.analyses)
+
+
 class Annotator:
-    """A pipeline that several threads may share: it serves one call at a time.
+    """A pipeline that any number of threads may use at a time. One thread of its own runs it.
+
+    The parts of texts that wait are annotated together, those of different callers too, as many as PART_LENGTH holds:
+    a batch takes far less time than its parts one by one. Nothing waits for a batch to fill. Of the callers, those with
+    the fewest characters left come first, and in every other batch the one who came first. So a short text waits for a
+    part of a long one and not for its end, of several long ones the first is done early, and nobody waits for ever.
 
     nlp (Language): The pipeline.
     """
 
     def __init__(self, nlp: Language) -> None:
         self.nlp = nlp
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # of the jobs
+        self.jobs: list[_Job] = []  # those that have parts left, in the order in which they came
+        self.oldest_first = False
+        self.thread = ThreadPoolExecutor(1, "pipeline")  # ends with this object
 
     def annotate(
         self,
@@ -152,47 +246,117 @@ class Annotator:
         want: Collection[Layer] = LAYERS,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Analysis]:
-        """Analyse texts. Long ones are cut between paragraphs, and analysed part by part.
+        """Analyse texts, and wait for it. Long ones are cut between paragraphs, and analysed part by part.
 
         texts (Sequence[str]): The texts.
-        want (Collection[Layer]): The layers of an analysis that are needed. Without concepts and tokens, the rules of
-            concepts do not run.
-        advance (Callable[[int, int], None]): Progress callback (done, total), in characters, called before the first
-            part and after each. It may raise an exception to stop the analysis.
+        want (Collection[Layer]): The layers of an analysis that are needed. Components that none of them needs do not
+            run.
+        advance (Callable[[int, int], None]): Progress callback (done, total), in characters, called in this thread
+            before the first part and after each batch with one. It may raise an exception to stop the analysis.
         RETURNS (list[Analysis]): An analysis for each text.
         """
-        analyses = [Analysis(text=text) for text in texts]
-        parts = [(part, (analysis, start)) for analysis in analyses for start, part in split_text(analysis.text)]
-        lengths = [len(part) for part, _ in parts]
-        done, total = 0, sum(lengths)
-        at_once = max(1, PART_LENGTH // max(lengths, default=PART_LENGTH))
-        unneeded = () if "concepts" in want or "tokens" in want else (RULES,)
+        total = sum(map(len, texts))
+        advance(0, total)
+        progress: SimpleQueue[int | None] = SimpleQueue()
+        future = self.submit(texts, want, progress.put)
+        future.add_done_callback(lambda _: progress.put(None))
+        try:
+            for done in iter(progress.get, None):
+                advance(done, total)
+            return future.result()
+        finally:
+            future.cancel()
+
+    def submit(
+        self,
+        texts: Sequence[str],
+        want: Collection[Layer] = LAYERS,
+        advance: Callable[[int], object] = lambda done: None,
+    ) -> Future[list[Analysis]]:
+        """Let texts be analysed as `annotate` does, without waiting for it.
+
+        texts (Sequence[str]): The texts.
+        want (Collection[Layer]): The layers of an analysis that are needed.
+        advance (Callable[[int], object]): Called in the pipeline's thread after each batch with parts of these texts,
+            with the number of characters that are done.
+        RETURNS (Future[list[Analysis]]): Gets an analysis for each text, or the exception that one of them raises. When
+            it is cancelled, the parts that are left are not analysed.
+        """
+        job = _Job(texts, want, find_unneeded(self.nlp, want), advance)
+        if not job.parts:
+            job.finish()
+            return job.future
         with self.lock:
-            advance(0, total)
+            self.jobs.append(job)
+        self.thread.submit(self._work)  # where the thread is at work, it sees the job itself, and finds nothing later
+        return job.future
+
+    def _work(self) -> None:
+        """Annotate in batches until nothing waits."""
+        while batch := self._take():
+            self._annotate(batch)
+            for job in {part.job: None for part in batch}:
+                job.advance(job.total - job.left)
+                if not job.parts:
+                    job.finish()
+
+    def _take(self) -> list[_Part]:
+        """Take the parts of the next batch, for which the same components run. Without any, nothing waits."""
+        with self.lock:
+            self.jobs = [job for job in self.jobs if job.parts and not job.future.done()]
+            order = sorted(self.jobs, key=lambda job: job.left)
+            if self.oldest_first:
+                order = [*self.jobs[:1], *order]
+            self.oldest_first = order[:1] != self.jobs[:1]
+        batch: list[_Part] = []
+        room = PART_LENGTH
+        for job in order:
+            if job.unneeded != order[0].unneeded:
+                continue
+            while job.parts and len(batch) < BATCH and (not batch or len(job.parts[0].text) <= room):
+                part = job.parts.popleft()
+                batch.append(part)
+                room -= len(part.text)
+                job.left -= len(part.text)
+        return batch
+
+    def _annotate(self, batch: list[_Part]) -> None:
+        """Analyse the parts of a batch. One that raises an exception costs its own job, and no other."""
+        try:
             with self.nlp.memory_zone():  # without it the vocabulary would grow for ever
                 # `disable` of nlp.pipe, since nlp.select_pipes would change the pipeline
-                for doc, (analysis, start) in self.nlp.pipe(
-                    parts, as_tuples=True, batch_size=at_once, disable=unneeded
-                ):
-                    self._add(doc, analysis, start, want)
-                    done += len(doc.text)
-                    advance(done, total)
-        return analyses
+                docs = self.nlp.pipe(
+                    ((part.text, part) for part in batch if not part.job.future.done()),
+                    as_tuples=True,
+                    batch_size=len(batch),
+                    disable=batch[0].job.unneeded,
+                )
+                found = [(part, self._read(doc, part)) for doc, part in docs]
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].job.finish(error)
+            else:
+                for part in batch:
+                    self._annotate([part])
+        else:
+            for part, analysis in found:
+                _extend(part.analysis, analysis)
 
-    def _add(self, doc: Doc, analysis: Analysis, offset: int, want: Collection[Layer]) -> None:
-        """Add to an analysis what was found in the part of the text that begins at an offset."""
+    def _read(self, doc: Doc, part: _Part) -> Analysis:
+        """Make the analysis of a part, with offsets in its text."""
+        want, offset = part.job.want, part.start
+        analysis = Analysis(text=part.text)
         if "sentences" in want:
             for sentence in doc.sents if doc.has_annotation("SENT_START") else [doc[:]]:
                 if text := sentence.text.strip():
                     start = sentence.start_char + sentence.text.index(text) + offset
                     analysis.sentences.append(SpanOut(start=start, end=start + len(text), text=text))
         if "entities" in want:
-            analysis.entities += [EntityOut(**_entity(ent, offset)) for ent in doc.ents]
+            analysis.entities = [EntityOut(**_entity(ent, offset)) for ent in doc.ents]
         if "concepts" in want and doc.has_extension("triples"):
             concepts = list(doc.spans.get("concepts", []))
-            first = len(analysis.concepts)
-            numbers = {(span.start, span.end): first + number for number, span in enumerate(concepts)}
-            analysis.concepts += [
+            numbers = {(span.start, span.end): number for number, span in enumerate(concepts)}
+            analysis.concepts = [
                 ConceptOut(
                     **_entity(span, offset), rule_id=span.id_, entity_label=span._.entity, negated=span._.negated
                 )
@@ -202,7 +366,7 @@ class Annotator:
                 actor, mechanism, found = (span and numbers[span.start, span.end] for span in triple)
                 analysis.triples.append(TripleOut(subject_index=actor, predicate_index=mechanism, object_index=found))
         if "tokens" in want:
-            analysis.tokens += [
+            analysis.tokens = [
                 TokenOut(
                     start=token.idx + offset,
                     end=token.idx + len(token) + offset,
@@ -216,6 +380,7 @@ class Annotator:
                 for token, iob, wordpieces in zip(doc, iob_tags(doc), self._wordpieces(doc), strict=True)
                 if not token.is_space
             ]
+        return analysis
 
     def _wordpieces(self, doc: Doc) -> list[list[str]]:
         if not len(doc) or "transformer" not in self.nlp.pipe_names:
@@ -223,6 +388,18 @@ class Annotator:
         tokenizer = self.nlp.get_pipe("transformer").model.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
         found = tokenizer.encode_batch([token.text for token in doc], add_special_tokens=False)
         return [list(encoding.tokens[: sum(encoding.attention_mask)]) for encoding in found]  # without padding
+
+
+def _extend(analysis: Analysis, found: Analysis) -> None:
+    """Add to an analysis what was found in the next part of its text."""
+    first = len(analysis.concepts)
+    analysis.sentences += found.sentences
+    analysis.entities += found.entities
+    analysis.concepts += found.concepts
+    analysis.tokens += found.tokens
+    for triple in found.triples:
+        places = {name: place if place is None else first + place for name, place in triple}
+        analysis.triples.append(TripleOut(**places))
 
 
 def _entity(span: Span, offset: int) -> dict[str, Any]:

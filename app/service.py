@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import h11
+import psutil
 import typer
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
@@ -30,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.supervisors import Multiprocess
 from wasabi import msg
 
 from app.annotate import Analysis, Annotator, ConceptOut, EntityOut, Layer, TripleOut, find_newest, load_pipeline
@@ -39,7 +41,8 @@ from common.errors import StepError, main
 
 API_KEY = "BERT_NER_API_KEY"  # environment variable; without it everybody who reaches the port may send requests
 MAX_BYTES = 12 * MAX_CHARACTERS + 100_000  # of a request: JSON may write a character in twelve bytes, \ud83d\ude00
-QUEUE = 16  # requests that may be read, wait or run at a time
+QUEUE = 200  # requests that may be read, wait or run at a time
+QUEUE_BYTES = 16 * MAX_BYTES  # that the bodies of these requests may have together
 CONNECTIONS = 250  # that may be open at a time, including those on which nothing is sent
 TIMEOUT = 60.0  # seconds for one request, including its wait
 PATIENCE = 20.0  # seconds that a client has to send the head of a request, and again to send its body
@@ -109,17 +112,64 @@ def serve(
     pipeline: Annotated[str, typer.Argument(help="Folder or installed package [default: the newest]")] = "",
     host: Annotated[str, typer.Option(help="Address to listen at")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port", min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that share the cores, each with the pipeline", min=1)] = 1,
 ) -> None:
     """Serve a pipeline until the process is interrupted."""
     key = read_key()
     name = pipeline or find_newest(Path.cwd())
+    if workers > 1:
+        share_machine(workers)
     annotator = load_pipeline(name)
     if host not in ("127.0.0.1", "::1", "localhost") and not key:
         msg.warn(f"Everybody who reaches {host} may send requests: set {API_KEY}.")
     msg.info(f"Serving {name} at http://{host}:{port}/docs")
+    if workers > 1:
+        each = psutil.Process().memory_info().rss
+        del annotator  # each worker loads its own
+        gc.collect()
+        check_memory(workers, each)
+        config = configure(partial(_create_worker, name, key), host, port, factory=True, workers=workers)
+        Multiprocess(config, [config.bind_socket()]).run()
+        return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with contextlib.suppress(KeyboardInterrupt):
-        Server(create_app(annotator, key), host, port).run()
+        uvicorn.Server(configure(create_app(annotator, key), host, port)).run()
+
+
+def share_machine(workers: int) -> None:
+    """Give each worker its share of the cores, by an environment variable that it inherits.
+
+    workers (int): Their number.
+    RAISES (StepError): If there are fewer cores.
+    """
+    # `sched_getaffinity` counts those that this process may use, and is not there on every system
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        raise StepError(
+            f"There are {cores} cores for {workers} workers, which would take them from each other.",
+            f"Start at most {cores}: --workers {cores}",
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))
+
+
+def check_memory(workers: int, each: int) -> None:
+    """Say how much memory the workers will take.
+
+    workers (int): Their number.
+    each (int): The memory of a process that has the pipeline, in bytes.
+    RAISES (StepError): If there is less.
+    """
+    own, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
+    said = f"{workers} workers take {workers * each / 1e9:.1f} GB of memory, {each / 1e9:.1f} GB each"
+    if workers * each > free:
+        raise StepError(f"{said}, and {free / 1e9:.1f} GB are free.", f"Start at most {max(1, free // each)}.")
+    msg.info(f"{said}, and the process that starts them {own / 1e9:.1f} GB.")
+
+
+def _create_worker(name: str, key: str) -> FastAPI:
+    """Create the service in a process of its own."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return create_app(load_pipeline(name), key)
 
 
 def read_key() -> str:
@@ -140,7 +190,7 @@ def read_key() -> str:
 
 
 def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout: float = TIMEOUT) -> FastAPI:
-    """Create the service. One thread uses the pipeline. `app.state.stop` ends running requests within GRACE seconds.
+    """Create the service. The state of its lifespan has `stop`, which ends running requests within GRACE seconds.
 
     annotator (Annotator): The pipeline.
     key (str): The value that the header X-API-Key must have, or an empty string for none.
@@ -148,40 +198,44 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
     timeout (float): Seconds for one request, from the end of its head to its answer.
     RETURNS (FastAPI): The application.
     """
-    worker = ThreadPoolExecutor(1, "pipeline")
-    deadlines: set[asyncio.Timeout] = set()  # of the requests in the queue
+    queued: dict[asyncio.Timeout, int] = {}  # the deadlines of the requests in the queue, and the bytes of their bodies
     stopping = False
 
     def stop() -> None:
         nonlocal stopping
         stopping = True
         latest = asyncio.get_running_loop().time() + GRACE
-        for deadline in deadlines:
-            if not deadline.expired():
-                deadline.reschedule(min(latest, deadline.when() or latest))
+        for deadline in queued:
+            end(deadline, latest)
+
+    def end(deadline: asyncio.Timeout, latest: float) -> None:
+        """Let a request end at a time, if it has not ended before."""
+        if deadline in queued and not deadline.expired():
+            deadline.reschedule(min(latest, deadline.when() or latest))
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        worker.shutdown(cancel_futures=True)
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        gc.freeze()  # a look for garbage among the pipeline and all libraries would stop everything for 0.3 seconds
+        yield {"stop": stop}
+        gc.unfreeze()
 
     @contextlib.asynccontextmanager
-    async def queued() -> AsyncIterator[None]:
-        """Hold a place in the queue, and cancel what runs inside at the deadline."""
+    async def place_in_queue(size: int) -> AsyncIterator[asyncio.Timeout]:
+        """Hold a place in the queue for a body of some bytes, and cancel what runs inside at the deadline."""
         if stopping:
             raise HTTPException(503, "The service is being stopped.", {"Retry-After": "5"})
-        if len(deadlines) >= queue:
+        if len(queued) >= queue or sum(queued.values()) + size > QUEUE_BYTES:
             raise HTTPException(429, "Too many requests at once.", {"Retry-After": "1"})
         deadline = asyncio.timeout(timeout)
         try:
             async with deadline:
-                deadlines.add(deadline)
-                yield
+                queued[deadline] = size
+                yield deadline
         except TimeoutError as error:
             why = "The service is being stopped." if stopping else f"It took longer than {timeout:g} seconds."
             raise HTTPException(503, why, {"Retry-After": "5"}) from error
         finally:
-            deadlines.discard(deadline)
+            queued.pop(deadline, None)
 
     class GuardedRoute(APIRoute):
         """A route that reads the body of a request only if it has the key and a place in the queue."""
@@ -193,29 +247,21 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
                 given = request.headers.get(KEY_HEADER.model.name, "")
                 if key and not secrets.compare_digest(given.encode(), key.encode()):
                     raise HTTPException(401, f"The header {KEY_HEADER.model.name} is missing or wrong.")
-                async with queued():
+                announced = request.headers.get("Content-Length", "")  # not there if the body comes in chunks
+                size = int(announced) if announced.isdecimal() and len(announced) < 10 else MAX_BYTES
+                async with place_in_queue(min(size, MAX_BYTES)) as deadline:
                     await _read_body(request)
+                    request.state.leave = partial(end, deadline, 0.0)
                     return await handle(request)
 
             return guard
 
-    async def run_in_worker(work: Callable[[Callable[[int, int], None]], Any]) -> Any:
-        """Run work in the pipeline's thread. Its argument `advance` raises as soon as nobody waits for the result."""
-        given_up = threading.Event()
-
-        def advance(done: int, total: int) -> None:
-            if given_up.is_set():
-                raise TimeoutError
-
+    async def analyze(texts: list[str], want: Collection[Layer]) -> list[Analysis]:
         try:
-            return await asyncio.get_running_loop().run_in_executor(worker, work, advance)
-        finally:
-            given_up.set()
-
-    async def analyze(texts: list[str], want: Layer) -> list[Analysis]:
-        _check_size(texts)
-        found: list[Analysis] = await run_in_worker(lambda advance: annotator.annotate(texts, {want}, advance))
-        return found
+            check_size(texts)
+        except StepError as error:
+            raise HTTPException(413, f"{error.problem} {error.remedy}") from error
+        return await asyncio.wrap_future(annotator.submit(texts, want))
 
     app = FastAPIOffline(  # FastAPI's own /docs loads its scripts from a public server
         redoc_url=None,
@@ -226,7 +272,6 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
         lifespan=lifespan,
         max_body_size=MAX_BYTES,
     )
-    app.state.stop = stop
     app.add_middleware(_Log)
     problems: dict[int | str, dict[str, Any]] = {
         code: {"model": Problem, "description": what}
@@ -242,26 +287,23 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
     problems[413]["content"] = {"text/plain": {}}  # FastAPI's own answer to more than max_body_size
     router = APIRouter(prefix="/v2", route_class=GuardedRoute, responses=problems, dependencies=[Depends(KEY_HEADER)])
 
-    # FastAPI does not validate the answers again: they are instances of the models that it expects
-
-    @router.post("/entities")
-    async def find_entities(body: Texts) -> EntitiesResponse:
+    @router.post("/entities", response_model=EntitiesResponse)
+    async def find_entities(body: Texts) -> Response:
         """Find the named entities of each text, with offsets and scores."""
-        found = await analyze(body.texts, "entities")
-        return EntitiesResponse(results=[TextEntities(entities=analysis.entities) for analysis in found])
+        found = await analyze(body.texts, {"entities"})
+        return _respond(EntitiesResponse(results=[TextEntities(entities=analysis.entities) for analysis in found]))
 
-    @router.post("/concepts")
-    async def find_concepts(body: Texts) -> ConceptsResponse:
+    @router.post("/concepts", response_model=ConceptsResponse)
+    async def find_concepts(body: Texts) -> Response:
         """Find the actors, factors and mechanisms of each text, and which of them seem to belong together."""
-        found = await analyze(body.texts, "concepts")
-        return ConceptsResponse(results=[TextConcepts(concepts=a.concepts, triples=a.triples) for a in found])
+        found = await analyze(body.texts, {"concepts"})
+        return _respond(ConceptsResponse(results=[TextConcepts(concepts=a.concepts, triples=a.triples) for a in found]))
 
-    @router.post("/ask")
-    async def answer_question(body: Question) -> Answer:
+    @router.post("/ask", response_model=Answer)
+    async def answer_question(body: Question) -> Response:
         """Answer a question from the texts alone, with the sentences that support the answer."""
-        _check_size(body.texts)
-        local = await run_in_worker(lambda advance: ask(annotator.annotate(body.texts, NEEDED, advance), body.question))
-        return await _run_in_daemon(partial(draft, local, body.question))
+        found = await analyze(body.texts, NEEDED)
+        return _respond(await _run_in_daemon(lambda: draft(ask(found, body.question), body.question)))
 
     app.include_router(router)
 
@@ -273,7 +315,7 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
     @app.get("/ready", responses={503: problems[503]})
     async def get_readiness() -> dict[str, str]:
         """Say whether the pipeline is loaded and the queue has room for a request."""
-        if stopping or len(deadlines) >= queue:
+        if stopping or len(queued) >= queue:
             raise HTTPException(503, "Too many requests at once.", {"Retry-After": "1"})
         return {"status": "ready", "pipeline": str(annotator.nlp.meta["name"])}
 
@@ -284,13 +326,6 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
         return JSONResponse({"detail": mistakes}, 422)
 
     return app
-
-
-def _check_size(texts: list[str]) -> None:
-    try:
-        check_size(texts)
-    except StepError as error:
-        raise HTTPException(413, f"{error.problem} {error.remedy}") from error
 
 
 async def _read_body(request: Request) -> None:
@@ -304,6 +339,11 @@ async def _read_body(request: Request) -> None:
         ) from error
     except ClientDisconnect as error:
         raise HTTPException(400, "It was not sent whole.") from error
+
+
+def _respond(answer: BaseModel) -> Response:
+    """Write an answer. FastAPI would look at each of its parts before."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 async def _run_in_daemon(call: Callable[[], Answer]) -> Answer:
@@ -346,39 +386,37 @@ class _Log:
             log.info(json.dumps({"method": method, "path": path, "status": status, "milliseconds": milliseconds}))
 
 
-class Server(uvicorn.Server):
-    """A server that answers running requests within GRACE seconds when it is stopped.
+def configure(app: FastAPI | Callable[[], FastAPI], host: str, port: int, **settings: Any) -> uvicorn.Config:
+    """Configure a server that answers running requests within GRACE seconds when it is stopped.
 
-    app (FastAPI): The application, as create_app returns it.
+    app (FastAPI | Callable[[], FastAPI]): The application, as create_app returns it, or what makes it.
     host (str): Address to listen at.
     port (int): Port.
+    **settings (Any): Other settings of uvicorn.
+    RETURNS (uvicorn.Config): The configuration.
     """
-
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        self.app = app
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=host,
-                port=port,
-                http=_ImpatientProtocol,
-                access_log=False,
-                log_level="warning",
-                limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=round(GRACE) + 3,  # after GRACE: uvicorn logs a traceback for what it cancels
-            )
-        )
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.app.state.stop()
-        await super().shutdown(sockets)
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=_ImpatientProtocol,
+        access_log=False,
+        log_level="warning",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=round(GRACE) + 3,  # after GRACE: uvicorn logs a traceback for what it cancels
+        timeout_worker_healthcheck=120,  # a worker answers for the first time when it has loaded the libraries
+        **settings,
+    )
 
 
 class _ImpatientProtocol(H11Protocol):
     """A protocol that closes connections on which no head or body of a request is complete in time.
 
     It looks every PATIENCE seconds, and so closes a connection between one and two times PATIENCE after it stood still.
-    `cycle`, `conn`, `loop` and `transport` are undocumented attributes of uvicorn 0.54's H11Protocol.
+    It tells the application when the server is stopped, which uvicorn does only after the last request has ended, and
+    when a client leaves that waits for an answer.
+    `app_state`, `cycle`, `conn`, `loop`, `scope` and `transport` are undocumented attributes of uvicorn 0.54's
+    H11Protocol.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -388,6 +426,12 @@ class _ImpatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.watching.cancel()
         super().connection_lost(exc)
+        if self.scope and (leave := self.scope["state"].get("leave")):
+            leave()
+
+    def shutdown(self) -> None:
+        self.app_state["stop"]()
+        super().shutdown()
 
     def _watch(self, before: tuple[object, object] | None) -> None:
         now = (self.cycle, self.conn.their_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import subprocess
@@ -59,17 +60,18 @@ def service(
 
 
 @contextmanager
-def start_service(model: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def start_service(model: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start the service in a process of its own, and interrupt it in the end.
 
     model (Path): The pipeline.
+    *options (str): More of its command line.
     YIELDS (tuple[str, subprocess.Popen[str]]): The address of the service, which is ready, and its process.
     RAISES (StepError): If the service does not start.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "app.service", str(model.resolve()), "--port", str(port)]
+    command = [sys.executable, "-m", "app.service", str(model.resolve()), "--port", str(port), *options]
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True) as process,
@@ -96,6 +98,7 @@ def run_load(address: str, clients: int, seconds: float) -> list[tuple[int, floa
     seconds (float): For how long.
     RETURNS (list[tuple[int, float]]): For each answer its status, 0 for none, and the seconds it took.
     """
+    gc.freeze()  # a look for garbage among all that is imported here would stop the clients for a third of a second
     end = time.monotonic() + seconds
 
     def ask() -> list[tuple[int, float]]:

@@ -28,7 +28,7 @@ from benchmarks.harness import (
     worker_commands,
 )
 from benchmarks.worker import PEERS, SPEED
-from bert_ner.encoder import resolve_dtype
+from bert_ner.inference import resolve_dtype
 from common.errors import main
 from common.figures import Figures, save_figures, scale_log
 from common.records import record_inputs, write_json, writes

@@ -6,13 +6,10 @@ spaCy's registry gets the windows `bert_ner.EqualSpans.v1` and the architectures
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+import json
+import threading
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +19,7 @@ from spacy.tokens import Doc, Span
 from spacy.util import registry
 from spacy_transformers import registry as transformers_registry
 from spacy_transformers.align import get_alignment_via_offset_mapping
-from spacy_transformers.data_classes import FullTransformerBatch, HFObjects, WordpieceBatch
+from spacy_transformers.data_classes import FullTransformerBatch, HFObjects, TransformerData, WordpieceBatch
 from spacy_transformers.layers import split_trf_batch, trfs2arrays
 from spacy_transformers.layers.transformer_model import (
     TransformerModel,
@@ -31,7 +28,7 @@ from spacy_transformers.layers.transformer_model import (
 )
 from spacy_transformers.truncate import truncate_oversize_splits
 from spacy_transformers.util import maybe_flush_pytorch_cache
-from thinc.api import Model, chain, get_torch_default_device
+from thinc.api import Model, chain, get_torch_default_device, torch2xp
 from thinc.types import Floats2d, Ragged
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -42,50 +39,6 @@ from transformers.modeling_outputs import BaseModelOutput
 # - The parts of spacy-transformers' own forward pass (`huggingface_tokenize`, `get_alignment_via_offset_mapping`,
 #   `truncate_oversize_splits`, `maybe_flush_pytorch_cache`) and `set_pytorch_transformer` have public names, but no
 #   documentation. Where one of them is gone, the import above fails and names it.
-# - `no_init_weights` of transformers has moved between versions. Without it, a pipeline loads more slowly.
-# - `torch.ops.onednn` promises no signature. Where its operators refuse or compute wrong numbers, `resolve_dtype` warns
-#   and the pipeline computes in float32.
-
-
-def _without_initialisation() -> AbstractContextManager[Any]:
-    """Give a context in which transformers draws no random weights, or one that does nothing where that is gone."""
-    for place in ("transformers.modeling_utils", "transformers.initialization"):
-        try:
-            context: AbstractContextManager[Any] = importlib.import_module(place).no_init_weights()
-        except (ImportError, AttributeError):
-            continue
-        return context
-    return nullcontext()
-
-
-class _Int8Linear(torch.nn.Module):
-    """A linear layer that multiplies 8 bit integers: its weights have a scale for each output.
-
-    The inputs have a range for each token, as in ZeroQuant (Yao et al. 2022, https://arxiv.org/abs/2206.01861), which
-    loses little. PyTorch's own dynamic quantisation has one range for the batch, which a single outlying token spoils.
-    """
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach()
-        self.scale = (weight.abs().amax(1) / 127).clamp_(min=1e-12)
-        rounded = (weight / self.scale[:, None]).round_()
-        self.sums = rounded.sum(1) * self.scale
-        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
-        self.packed = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
-        self.bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (torch.Tensor): Shape (..., inputs), float32. RETURNS (torch.Tensor): Shape (..., outputs), float32."""
-        rows = x.reshape(-1, x.shape[-1])
-        lowest = rows.amin(1, keepdim=True)
-        step = (rows.amax(1, keepdim=True) - lowest).div_(255).clamp_(min=1e-12)
-        rounded = torch.sub(rows, lowest).div_(step).round_().to(torch.uint8)
-        products = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 0, self.packed, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], "none"
-        )
-        # x·W + b, where x = step · rounded + lowest
-        return torch.addcmul(torch.addcmul(self.bias, lowest, self.sums), products, step).view(*x.shape[:-1], -1)
 
 
 # Windows
@@ -117,33 +70,234 @@ def create_equal_spans(size: int, overlap: int) -> Callable[[list[Doc]], list[li
     return get_windows
 
 
-def _fit_windows(get_spans: Any, tokenizer: Any, docs: list[Doc]) -> list[list[Span]]:
-    """Make the windows, and halve those with more wordpieces than the encoder takes, which would lose the last ones.
+# Wordpieces
 
-    A single token may still have too many wordpieces. It loses only its own.
+CACHED_RUNS = 200_000  # after so many different ones, about 100 MB, the cache begins afresh
+
+
+def _read(tokenizer: Any, windows: list[list[Span]]) -> tuple[list[list[Span]], WordpieceBatch, Ragged]:
+    """Find wordpieces and alignment, as spacy-transformers does, for a tokenizer of any kind.
+
+    Windows with more wordpieces than the encoder takes are halved, which would else lose the last ones. A single token
+    may still have too many. It loses only its own.
     """
-    windows = [list(spans) for spans in get_spans(docs)]
+    windows = [list(spans) for spans in windows]
     limit = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    # A wordpiece has at least a byte, but not always a character: BERT decomposes the syllables of Hangul.
+    # A wordpiece has at least a byte, but not always a character: some tokenizers work on bytes.
     suspects = [(spans, s) for spans in windows for s in spans if len(s) > 1 and len(s.text.encode()) >= limit]
     while suspects:
         texts = [span.text for _, span in suspects]
         # The tokenizer of the library below is faster, since it makes no lists for Python.
         encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         halves = []
-        for (spans, span), wordpieces in zip(suspects, encodings, strict=True):
-            if sum(wordpieces.attention_mask) > limit:
+        for (spans, span), encoding in zip(suspects, encodings, strict=True):
+            if sum(encoding.attention_mask) > limit:
                 i, middle = spans.index(span), len(span) // 2
                 spans[i : i + 1] = [span[:middle], span[middle:]]
                 halves += [(spans, half) for half in spans[i : i + 2] if len(half) > 1]
         suspects = halves
-    return windows
+    flat = [span for spans in windows for span in spans]
+    encoding = huggingface_tokenize(tokenizer, [span.text for span in flat])
+    wordpieces, align = truncate_oversize_splits(
+        WordpieceBatch.from_batch_encoding(encoding),
+        get_alignment_via_offset_mapping(flat, encoding["offset_mapping"]),
+        tokenizer.model_max_length,
+    )
+    return windows, wordpieces, align
+
+
+def _cuts_at_spaces(tokenizer: Any) -> bool:
+    """Tell whether the wordpieces of a text are those of its parts between spaces, one after the other, as in BERT."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = [description[name] or {} for name in ("normalizer", "pre_tokenizer", "model", "post_processor")]
+    return [part.get("type") for part in parts[:3]] == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(
+        added["lstrip"] or added["rstrip"] or added["single_word"] or " " in added["content"]
+        for added in description["added_tokens"]
+    )
+
+
+class _WordpieceCache:
+    """The wordpieces of runs, which are tokens without a space between them, and which of them each token has.
+
+    tokenizer (transformers.PreTrainedTokenizerFast): A tokenizer that cuts texts at spaces first.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.backend = tokenizer.backend_tokenizer
+        special = tokenizer.build_inputs_with_special_tokens([])  # [CLS] and [SEP]
+        self.first, self.last, self.padding = special[0], special[1], tokenizer.pad_token_id
+        self.limit = tokenizer.model_max_length - len(special)
+        vocabulary = tokenizer.get_vocab()
+        self.strings = sorted(vocabulary, key=vocabulary.__getitem__)
+        self.clear()
+
+    def clear(self) -> None:
+        self.numbers: dict[int | tuple[int, ...], int] = {}  # of the runs, by the hash of the token or of the tokens
+        self.ids = _Rows()  # of each run the wordpieces
+        self.counts = _Rows()  # of each run the number of wordpieces of each token
+        self.aligned = _Rows()  # of each run the wordpieces of the first token, of the second, and so on
+
+    def read(self, docs: list[Doc], windows: list[list[Span]]) -> tuple[list[list[Span]], WordpieceBatch, Ragged]:
+        """Find the wordpieces of windows that cover all tokens of their documents.
+
+        docs (list[Doc]): The documents.
+        windows (list[list[Span]]): The windows of each document.
+        RETURNS (tuple[list[list[Span]], WordpieceBatch, Ragged]): The windows, of which those with more wordpieces than
+            the encoder takes are halved; their wordpieces; and the wordpieces of each token, as indices into those of
+            the batch. A single token may have too many. It loses only its own.
+        """
+        if len(self.numbers) > CACHED_RUNS:
+            self.clear()
+        found = [self._find_runs(doc, spans) for doc, spans in zip(docs, windows, strict=True)]
+        for spans, parts in zip(windows, found, strict=True):
+            for i in reversed(range(len(spans))):
+                if len(spans[i]) > 1 and self.ids.lengths[parts[i]].sum() > self.limit:
+                    halves = self._halve(spans[i])
+                    spans[i : i + 1] = halves
+                    parts[i : i + 1] = self._find_runs(halves[0].doc, halves)
+        flat = [span for spans in windows for span in spans]
+        by_window = [runs for part in found for runs in part]
+        runs = np.concatenate(by_window)
+        window = np.repeat(np.arange(len(flat)), [len(part) for part in by_window])  # of each run
+
+        sizes = self.ids.lengths[runs]
+        counts = np.bincount(window, sizes, len(flat)).astype(int)  # of the wordpieces of each window
+        before = np.cumsum(sizes) - sizes - np.repeat(np.cumsum(counts) - counts, [len(part) for part in by_window])
+        kept = np.minimum(counts, self.limit)  # a single token may have too many
+        longest = int(kept.max()) + 2
+        ids = np.full((len(flat), longest), self.padding)
+        ids[:, 0], ids[np.arange(len(flat)), kept + 1] = self.first, self.last
+        places = np.repeat(window, sizes), np.repeat(before + 1, sizes) + _count_up(sizes)
+        fits = places[1] <= self.limit
+        ids[places[0][fits], places[1][fits]] = self.ids.take(runs)[fits]
+        mask = np.arange(longest) < (kept + 2)[:, None]
+
+        # Pairs of a token and a wordpiece
+        starts = np.cumsum([0, *(len(doc) for doc in docs)])
+        firsts = [start + span.start for start, spans in zip(starts, windows, strict=False) for span in spans]
+        lengths = np.array([len(span) for span in flat])
+        tokens = np.repeat(np.array(firsts), lengths) + _count_up(lengths)
+        token = np.repeat(tokens, self.counts.take(runs))
+        pairs = self.aligned.lengths[runs]
+        place = np.repeat(before + 1, pairs) + self.aligned.take(runs)
+        fits, wordpiece = place <= self.limit, np.repeat(window * longest, pairs) + place
+        token, wordpiece = token[fits], wordpiece[fits]
+        align = Ragged(
+            wordpiece[np.argsort(token, kind="stable")].astype("int32"),
+            np.bincount(token, minlength=starts[-1]).astype("int32"),
+        )
+        strings = [[self.strings[number] for number in row] for row in ids.tolist()]
+        return windows, WordpieceBatch(strings, ids, mask.astype("float32"), (kept + 2).tolist(), None), align
+
+    def _find_runs(self, doc: Doc, spans: list[Span]) -> list[np.ndarray]:
+        """Find the numbers of the runs in each window of a document: (runs,), int."""
+        hashes, spaces = doc.to_array(["ORTH", "SPACY"]).T
+        hashes, ends = hashes.tolist(), np.flatnonzero(spaces) + 1
+        bounds = []
+        for span in spans:
+            low, high = np.searchsorted(ends, (span.start + 1, span.end))
+            bounds.append([span.start, *ends[low:high].tolist(), span.end])
+        keys = [
+            [hashes[a] if b - a == 1 else tuple(hashes[a:b]) for a, b in itertools.pairwise(places)]
+            for places in bounds
+        ]
+        new = {
+            key: doc[a:b]
+            for row, places in zip(keys, bounds, strict=True)
+            for key, (a, b) in zip(row, itertools.pairwise(places), strict=True)
+            if key not in self.numbers
+        }
+        if new:
+            self._add(new)
+        return [np.array([self.numbers[key] for key in row]) for row in keys]
+
+    def _add(self, new: dict[int | tuple[int, ...], Span]) -> None:
+        """Add runs to the cache."""
+        encodings = self.backend.encode_batch([span.text for span in new.values()], add_special_tokens=False)
+        for (key, span), encoding in zip(new.items(), encodings, strict=True):
+            offsets = encoding.offsets[: sum(encoding.attention_mask)]  # without padding
+            edges = [(token.idx - span.start_char, token.idx - span.start_char + len(token)) for token in span]
+            aligned = [[i for i, (a, b) in enumerate(offsets) if a < end and b > start] for start, end in edges]
+            self.numbers[key] = self.ids.append(encoding.ids[: len(offsets)])
+            self.counts.append([len(row) for row in aligned])
+            self.aligned.append([i for row in aligned for i in row])
+
+    def _halve(self, span: Span) -> list[Span]:
+        """Halve a window until each part fits, or is a single token."""
+        middle = len(span) // 2
+        halves = []
+        for half in (span[:middle], span[middle:]):
+            (runs,) = self._find_runs(span.doc, [half])
+            fits = len(half) == 1 or self.ids.lengths[runs].sum() <= self.limit
+            halves += [half] if fits else self._halve(half)
+        return halves
+
+
+class _Rows:
+    """A growing list of rows of integers, of which many can be taken at once."""
+
+    def __init__(self) -> None:
+        self.data, self.starts, self.lengths = (np.zeros(1024, dtype=int) for _ in range(3))
+        self.rows = self.size = 0
+
+    def append(self, row: list[int]) -> int:
+        """Append a row. RETURNS (int): Its number."""
+        while self.size + len(row) > len(self.data):
+            self.data = np.concatenate((self.data, np.zeros_like(self.data)))
+        if self.rows == len(self.starts):
+            self.starts = np.concatenate((self.starts, np.zeros_like(self.starts)))
+            self.lengths = np.concatenate((self.lengths, np.zeros_like(self.lengths)))
+        self.data[self.size : self.size + len(row)] = row
+        self.starts[self.rows], self.lengths[self.rows] = self.size, len(row)
+        self.size, self.rows = self.size + len(row), self.rows + 1
+        return self.rows - 1
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Take rows, (n,), one after the other."""
+        lengths = self.lengths[rows]
+        taken: np.ndarray = self.data[np.repeat(self.starts[rows], lengths) + _count_up(lengths)]
+        return taken
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """Count from 0 to each length: of 2 and 3, the result is 0, 1, 0, 1, 2."""
+    starts = np.cumsum(lengths) - lengths
+    counted: np.ndarray = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    return counted
+
+
+def _split(
+    windows: list[list[Span]], wordpieces: WordpieceBatch, align: Ragged, hidden: torch.Tensor
+) -> FullTransformerBatch:
+    """Split a batch by document, as spacy-transformers does, but without its look at each token.
+
+    windows (list[list[Span]]): The windows of each document. They cover all its tokens.
+    wordpieces (WordpieceBatch): Their wordpieces.
+    align (Ragged): The wordpieces of each token, as indices into the wordpieces of the batch.
+    hidden (torch.Tensor): The last hidden states, (windows, longest window, width).
+    RETURNS (FullTransformerBatch): The batch.
+    """
+    arrays = torch2xp(hidden)
+    firsts = np.cumsum([0, *align.lengths])  # of the wordpieces of each token
+    data, window, token = [], 0, 0
+    for spans in windows:
+        if not spans:
+            data.append(TransformerData.empty())
+            continue
+        rows, tokens = slice(window, window + len(spans)), slice(token, token + len(spans[0].doc))
+        own = align.dataXd[firsts[tokens.start] : firsts[tokens.stop]] - window * hidden.shape[1]
+        data.append(
+            TransformerData(
+                wordpieces=wordpieces[rows],
+                model_output=BaseModelOutput(last_hidden_state=arrays[rows]),
+                align=Ragged(own, align.lengths[tokens]),
+            )
+        )
+        window, token = rows.stop, tokens.stop
+    return FullTransformerBatch(windows, wordpieces, BaseModelOutput(last_hidden_state=hidden), align, data)
 
 
 # The transformer
-
-DTYPES = ("auto", "float32", "bfloat16", "int8")
-DTYPE_VARIABLE = "BERT_NER_DTYPE"
 
 
 @registry.architectures("bert_ner.TransformerModel.v3")  # type: ignore[untyped-decorator,unused-ignore]
@@ -173,7 +327,7 @@ def create_transformer_model(
     """
     on_gpu = get_torch_default_device().type == "cuda"
     return _Transformer(
-        name, get_spans, get_spans_in_training, resolve_dtype(os.environ.get(DTYPE_VARIABLE) or dtype, on_gpu)
+        name, get_spans, get_spans_in_training, registry.misc.get("bert_ner.Inference.v1")(dtype, on_gpu)
     )
 
 
@@ -209,27 +363,28 @@ class _Transformer(TransformerModel):  # type: ignore[misc,unused-ignore]
     """spacy-transformers' TransformerModel with another forward pass, which its copies have too.
 
     name, get_spans, get_spans_in_training: As for `create_transformer_model`.
-    dtype (str): As `resolve_dtype` returns it.
+    inference (Any): What computes in use, `bert_ner.Inference.v1`.
     """
 
-    def __init__(self, name: str, get_spans: Any, get_spans_in_training: Any, dtype: str) -> None:
+    def __init__(self, name: str, get_spans: Any, get_spans_in_training: Any, inference: Any) -> None:
         super().__init__(
             name,
             get_spans,
             tokenizer_config={"use_fast": True},
             transformer_config={"attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"},
-            mixed_precision=dtype == "mixed",
-            grad_scaler_config={"init_scale": 2.0**16},
+            # of autocast on GPUs, in float16 or bfloat16; only float16 needs scaled gradients
+            mixed_precision=inference.dtype in ("mixed", "bfloat16") and get_torch_default_device().type == "cuda",
+            grad_scaler_config={"enabled": inference.dtype == "mixed", "init_scale": 2.0**16},
         )
-        self.dtype = dtype
+        self.inference = inference
         self.get_spans_in_training = get_spans_in_training
         self.attrs.update(set_transformer=_set_transformer, replace_listener_cfg=_replace_listener_config)
-        self.replace_callbacks(_Forward(get_spans, get_spans_in_training, dtype), init=self.init)
+        self.replace_callbacks(_Forward(get_spans, get_spans_in_training, inference), init=self.init)
         self.layers[0].shims[0].model_cls = _UninitializedModel
 
     def copy(self) -> _Transformer:
         """Copy the model with its weights. What the base class makes would have the forward pass of the base class."""
-        copied = _Transformer("", self.attrs["get_spans"], self.get_spans_in_training, self.dtype)
+        copied = _Transformer("", self.attrs["get_spans"], self.get_spans_in_training, self.inference)
         plain = Model.copy(self)
         copied.layers[:] = plain.layers
         copied.attrs.update(plain.attrs)
@@ -249,70 +404,75 @@ class _UninitializedModel(AutoModel):  # type: ignore[misc,unused-ignore]
 
     @classmethod
     def from_config(cls, config: Any, **settings: Any) -> Any:
-        with _without_initialisation():
-            return AutoModel.from_config(config, **settings)
+        return registry.misc.get("bert_ner.Inference.v1").create_encoder(config, **settings)
 
 
 class _Forward:
     """The forward pass: as spacy-transformers', but with other windows in training, and computed in a lower dtype.
 
-    In use, the windows are sorted by their number of wordpieces and go through a copy of the encoder in sub-batches of
-    about equal ones, which need little padding. That copy is in the dtype wanted, and has PyTorch's fused attention
-    where the architecture knows it.
-
     It holds nothing that belongs to one call, so that several threads can use one model.
 
     get_spans, get_spans_in_training: As for `create_transformer_model`.
-    dtype (str): As `resolve_dtype` returns it.
+    inference (Any): What computes in use, `bert_ner.Inference.v1`.
     """
 
-    def __init__(self, get_spans: Any, get_spans_in_training: Any, dtype: str) -> None:
+    def __init__(self, get_spans: Any, get_spans_in_training: Any, inference: Any) -> None:
         self.get_spans = get_spans
         self.get_spans_in_training = get_spans_in_training
-        self.dtype = dtype
-        # The copies by the encoder that they are made of: this object is the forward pass of all copies of a model.
-        self.copies: WeakKeyDictionary[torch.nn.Module, Any] = WeakKeyDictionary()
-        self.process = os.getpid()
+        self.inference = inference
+        # By tokenizer, since this object is the forward pass of all copies of a model.
+        self.caches: WeakKeyDictionary[Any, _WordpieceCache | None] = WeakKeyDictionary()
+        self.lock = threading.Lock()
+
+    def read(
+        self, tokenizer: Any, docs: list[Doc], windows: list[list[Span]]
+    ) -> tuple[list[list[Span]], WordpieceBatch, Ragged]:
+        """Find the wordpieces of windows, and the alignment of the tokens, by a cache where the tokenizer allows it."""
+        with self.lock:
+            if tokenizer not in self.caches:
+                self.caches[tokenizer] = _WordpieceCache(tokenizer) if _cuts_at_spaces(tokenizer) else None
+            cache = self.caches[tokenizer]
+            return _read(tokenizer, windows) if cache is None else cache.read(docs, windows)
 
     def __call__(
         self, model: Model, docs: list[Doc], is_train: bool
     ) -> tuple[FullTransformerBatch, Callable[[FullTransformerBatch], list[Doc]]]:
         # A copy of a larger model has a plain Model in the place of this one, which lacks these properties.
         tokenizer, encoder = (part.fget(model) for part in (TransformerModel.tokenizer, TransformerModel.transformer))
-        windows = _fit_windows(self.get_spans_in_training if is_train else self.get_spans, tokenizer, docs)
-        flat = [span for spans in windows for span in spans]
         maybe_flush_pytorch_cache(chance=model.attrs["flush_cache_chance"])  # draws a random number in any case
-        encoding = huggingface_tokenize(tokenizer, [span.text for span in flat])
-        wordpieces, align = truncate_oversize_splits(
-            WordpieceBatch.from_batch_encoding(encoding),
-            get_alignment_via_offset_mapping(flat, encoding["offset_mapping"]),
-            tokenizer.model_max_length,
-        )
-        output, backprop_output = (
-            self.train(model, encoder, wordpieces) if is_train else self.predict(encoder, wordpieces)
-        )
+        windows = (self.get_spans_in_training if is_train else self.get_spans)(docs)
+        windows, wordpieces, align = self.read(tokenizer, docs, windows)
+        if is_train:
+            self.inference.forget(encoder)  # its weights are about to change
+            train = self.train_on_cpu if encoder.device.type == "cpu" else self.train_on_gpu
+            hidden, backprop_hidden = train(model, encoder, wordpieces)
+        else:
+            hidden, backprop_hidden = self.inference.compute(encoder, wordpieces), lambda _: []
 
         def backprop(d_batch: FullTransformerBatch) -> list[Doc]:
-            backprop_output(d_batch.model_output)
+            backprop_hidden(d_batch.model_output)
             return docs
 
-        return FullTransformerBatch(spans=windows, wordpieces=wordpieces, model_output=output, align=align), backprop
+        return _split(windows, wordpieces, align, hidden), backprop
 
-    def train(self, model: Model, encoder: Any, wordpieces: WordpieceBatch) -> tuple[Any, Callable[..., Any]]:
-        self.copies.pop(encoder, None)  # its weights are about to change
-        if encoder.device.type == "cpu":
-            return self.train_on_cpu(encoder, wordpieces)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            result: tuple[Any, Callable[..., Any]] = model.layers[0](wordpieces, True)
-            return result
+    def train_on_gpu(
+        self, model: Model, encoder: Any, wordpieces: WordpieceBatch
+    ) -> tuple[torch.Tensor, Callable[..., Any]]:
+        # thinc switches autocast on or off itself, and takes over the dtype that is set here
+        lower = torch.bfloat16 if self.inference.dtype == "bfloat16" else torch.float16
+        with torch.autocast("cuda", lower, enabled=False):
+            output, backprop = model.layers[0](wordpieces, True)
+        return output.last_hidden_state, backprop
 
-    def train_on_cpu(self, encoder: Any, wordpieces: WordpieceBatch) -> tuple[Any, Callable[..., Any]]:
+    def train_on_cpu(
+        self, model: Model, encoder: Any, wordpieces: WordpieceBatch
+    ) -> tuple[torch.Tensor, Callable[..., Any]]:
         _replace_dropout(encoder)
         encoder.train()
         ids, mask = (torch.from_numpy(array).long() for array in (wordpieces.input_ids, wordpieces.attention_mask))
         table = encoder.get_input_embeddings().weight
         vectors = table.detach()[ids].requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.inference.dtype == "bfloat16"):
             hidden = encoder(inputs_embeds=vectors, attention_mask=mask).last_hidden_state.float()
 
         def backprop(d_output: Any) -> list[Any]:
@@ -322,76 +482,7 @@ class _Forward:
             table.grad.index_add_(0, ids.flatten(), vectors.grad.flatten(0, 1))
             return []
 
-        return BaseModelOutput(last_hidden_state=hidden), backprop
-
-    @torch.inference_mode()
-    def predict(self, encoder: Any, wordpieces: WordpieceBatch) -> tuple[Any, Callable[..., Any]]:
-        if self.process != os.getpid():
-            torch.set_num_threads(1)  # the other threads did not survive the fork, and waiting for them never ends
-            self.process = os.getpid()
-        copied = self.copies.get(encoder)
-        if copied is None:
-            copied = self.copies[encoder] = copy_encoder(encoder, self.dtype)
-        device = encoder.device
-        hidden = torch.zeros(*wordpieces.input_ids.shape, encoder.config.hidden_size, device=device)
-        with torch.autocast(device.type, torch.float16, enabled=self.dtype == "mixed"):
-            for rows, ids, mask in _sub_batches(wordpieces, device):
-                output = copied(input_ids=ids, attention_mask=mask).last_hidden_state
-                hidden[rows, : ids.shape[1]] = output.float()
-        return BaseModelOutput(last_hidden_state=hidden), lambda _: []
-
-
-# Computing
-
-CPU_WORDPIECES = 512  # a batch, for each thread: then what a layer computes stays in the caches of a core
-GPU_WORDPIECES = 16384
-
-
-def _sub_batches(wordpieces: WordpieceBatch, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yield the indices of some windows, (n,), and their wordpieces and attention mask, (n, longest of them), int64."""
-    lengths = wordpieces.attention_mask.sum(axis=1).astype(int)
-    budget = CPU_WORDPIECES * torch.get_num_threads() if device.type == "cpu" else GPU_WORDPIECES
-    for rows in sub_batches(lengths, budget):
-        longest = lengths[rows[-1]]
-        arrays = (rows, wordpieces.input_ids[rows, :longest], wordpieces.attention_mask[rows, :longest])
-        yield tuple(torch.from_numpy(array).to(device, torch.long) for array in arrays)
-
-
-def sub_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Sort sequences by length, and cut them into batches of at most `budget` with padding, or of one sequence.
-
-    lengths (np.ndarray): The lengths of the sequences, (n,), int.
-    budget (int): The largest size of a batch, in the unit of the lengths.
-    YIELDS (np.ndarray): Indices into `lengths`, int. The last one is that of the longest sequence of the batch.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or (end - start + 1) * lengths[order[end]] > budget:
-            yield order[start:end]
-            start = end
-
-
-def copy_encoder(encoder: Any, dtype: str) -> Any:
-    """Copy an encoder to predict with. The copy shares those weights that are in the dtype wanted already.
-
-    encoder (transformers.PreTrainedModel): The encoder, in float32.
-    dtype (str): As `resolve_dtype` returns it.
-    RETURNS (transformers.PreTrainedModel): The copy, in evaluation mode, with PyTorch's fused attention where
-        transformers has it for this architecture, else with attention computed step by step.
-    """
-    # A config as it is stored says nothing of attention, and then transformers takes the fused one wherever it has it.
-    config = type(encoder.config).from_dict(encoder.config.to_dict())
-    copied = _UninitializedModel.from_config(config).eval()
-    copied.load_state_dict(encoder.state_dict(), assign=True)
-    if dtype == "bfloat16":
-        copied.bfloat16()
-    if dtype == "int8":
-        for module in list(copied.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, torch.nn.Linear):
-                    setattr(module, name, _Int8Linear(child))
-    return copied
+        return hidden, backprop
 
 
 def _replace_dropout(encoder: Any) -> None:
@@ -415,84 +506,3 @@ class _Dropout(torch.nn.Dropout):
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
         return torch.where(kept, x * (256 / (256 - dropped)), 0)
-
-
-# The choice of the dtype
-
-
-def resolve_dtype(asked: str, on_gpu: bool) -> str:
-    """Choose the dtype to compute in.
-
-    asked (str): One of DTYPES.
-    on_gpu (bool): Whether the model computes on a GPU.
-    RETURNS (str): float32, bfloat16 or int8. On a GPU it can be mixed, but not int8.
-    RAISES (ValueError): If there is no such dtype, or this machine has no instructions for it.
-    """
-    if on_gpu:
-        able = ["mixed", "float32", *(["bfloat16"] if torch.cuda.is_bf16_supported(including_emulation=False) else [])]
-    else:
-        fast = _fast_dtypes()
-        able = [*(dtype for dtype in fast if _is_right(dtype)), "float32"]
-        if asked == "auto" and fast[:1] != able[:1] and fast:
-            warnings.warn(
-                f"This processor has instructions for {fast[0]}, but products in it fail or are wrong here: "
-                "the pipeline computes in float32.",
-                stacklevel=2,
-            )
-            return "float32"
-    if asked == "auto":
-        return able[0]
-    if asked not in able:
-        why = "this machine cannot do that" if asked in DTYPES else "there is no such dtype"
-        choices = ", ".join(["auto", *(name for name in able if name != "mixed")])
-        raise ValueError(
-            f"Dtype {asked!r}: {why}. Choose among {choices}, in the config of the transformer's model or by the "
-            f"environment variable {DTYPE_VARIABLE}."
-        )
-    return asked
-
-
-# The dtypes that oneDNN has left under each value of the variables that limit it. Any other value limits nothing here.
-_LIMITS = {
-    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX512_CORE"), ()),
-    **dict.fromkeys(("AVX2_VNNI", "AVX512_CORE_VNNI"), ("int8",)),
-}
-
-
-def _fast_dtypes() -> list[str]:
-    """List the dtypes that the processor has instructions for, the best first."""
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # an earlier PyTorch does not have it
-    capabilities: dict[str, bool] = ask()
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call,unused-ignore]
-        return []
-    named = {
-        "bfloat16": ("avx512_bf16", "amx_bf16"),
-        "int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
-    }
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
-    allowed = _LIMITS.get(limit, tuple(named))
-    return [name for name, flags in named.items() if name in allowed and any(map(capabilities.get, flags))]
-
-
-@cache
-def _is_right(dtype: str) -> bool:
-    """Compute a small product in this dtype, and tell whether it is right on this processor.
-
-    The factors are the largest that occur, because without the right instructions the sums of integers saturate.
-    """
-    generator = torch.Generator().manual_seed(0)
-    linear = torch.nn.Linear(64, 32)
-    linear.weight = torch.nn.Parameter(0.5 + 0.5 * torch.rand(32, 64, generator=generator))
-    inputs = torch.rand(4, 64, generator=generator)
-    with torch.inference_mode():
-        expected = linear(inputs)
-        try:
-            if dtype == "int8":
-                product = _Int8Linear(linear)(inputs)
-            else:
-                product = torch.nn.functional.linear(
-                    inputs.bfloat16(), linear.weight.bfloat16(), linear.bias.bfloat16()
-                )
-        except (RuntimeError, AttributeError, TypeError):  # the operator is missing, refuses, or has other arguments
-            return False
-        return bool((product.float() - expected).norm() < 0.02 * expected.norm())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,31 +45,31 @@ def load_encoder(job: Job, dtype: str) -> Contender:
     import torch
     from transformers import AutoModel
 
-    from bert_ner import encoder as encoders
+    from bert_ner import inference
 
     try:
-        encoders.resolve_dtype(dtype, False)
+        inference.resolve_dtype(dtype, False)
     except ValueError as error:
         raise Unavailable(str(error)) from error
     nlp = spacy.load(job.model)
     model: Any = dict(nlp.pipeline)["transformer"].model  # type: ignore[attr-defined]
     if dtype == "int8":
-        encoder = encoders.copy_encoder(model.transformer, "int8")
+        encoder = inference.copy_encoder(model.transformer, "int8")
     else:
-        encoder = AutoModel.from_config(model.transformer.config, attn_implementation="sdpa").eval()
-        encoder.load_state_dict(model.transformer.state_dict())
-        encoder.to(getattr(torch, dtype))
+        plain = AutoModel.from_config(model.transformer.config, attn_implementation="sdpa").eval()
+        plain.load_state_dict(model.transformer.state_dict())
+        encoder = plain.to(getattr(torch, dtype))
     windows = [span.text for spans in model.attrs["get_spans"](read_docs(Path(job.docs), nlp.vocab)) for span in spans]
     rows = model.tokenizer(windows, truncation=True, max_length=512)["input_ids"]
     batches = [
         model.tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt")
-        for batch in encoders.sub_batches(np.array([len(row) for row in rows]), 1024)
+        for batch in inference.sub_batches(np.array([len(row) for row in rows]), 1024)
     ]
 
     @torch.inference_mode()
     def work(batches: list[Any]) -> None:
         for batch in batches:
-            encoder(**batch)
+            encoder(batch["input_ids"], batch["attention_mask"])
 
     return Contender(lambda: batches, work)
 
@@ -79,6 +80,7 @@ def load_training(job: Job) -> Contender:
     job (Job): What to train on.
     RETURNS (Contender): The contender.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `train` does
     from spacy.util import load_config
 
     from common.training import derive

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.annotate import Analysis, Annotator, EntityOut, SpanOut, TokenOut, load_pipeline
-from tests.conftest import TEXT
+from tests.conftest import TEXT, guard
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,14 @@ def annotator(ruled: Path) -> Annotator:
 @pytest.fixture(scope="module")
 def analyses(annotator: Annotator) -> list[Analysis]:
     return annotator.annotate([TEXT, "Mira Solberg left Turku ."])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, which something else than this thread brings about."""
+    end = time.monotonic() + guard(20)
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
 
 
 def found_in(text: str, *tokens: str, label: str = "PER") -> Analysis:

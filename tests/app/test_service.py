@@ -4,15 +4,15 @@ import ast
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -22,6 +22,7 @@ import psutil
 import pytest
 import requests
 import spacy
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from packaging.requirements import Requirement
@@ -32,29 +33,32 @@ from spacy.tokens import Doc
 from app import service as service_module
 from app.annotate import LAYERS, Annotator
 from app.files import MAX_CHARACTERS, MAX_DOCUMENTS
-from app.service import API_KEY, MAX_BYTES, QUEUE, Server, create_app, read_key, serve
+from app.service import (
+    API_KEY,
+    MAX_BYTES,
+    QUEUE,
+    check_memory,
+    configure,
+    create_app,
+    read_key,
+    serve,
+    share_machine,
+)
 from benchmarks.service import memory_of, run_load, start_service
 from common.errors import StepError
-from tests.conftest import ROOT, TEXT, guard
+from tests.app.conftest import until
+from tests.conftest import ROOT, TEXT, guard, words
 from tests.test_project import closure
 
 BODY = {"texts": ["Turku"]}
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + guard(20)
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
-
-
 @contextmanager
-def running(app: FastAPI) -> Iterator[tuple[str, Server]]:
+def running(app: FastAPI) -> Iterator[tuple[str, uvicorn.Server]]:
     """The service in a thread: its address and server. It is stopped in the end, if it has not been before."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        server = Server(app, "127.0.0.1", port)
+        server = uvicorn.Server(configure(app, "127.0.0.1", port))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
@@ -164,9 +168,9 @@ def test_what_is_not_as_described_is_located(client: TestClient) -> None:
 
 def test_no_layer_is_made_that_is_not_answered() -> None:
     class Recorder(Annotator):
-        def annotate(self, texts: Any, want: Any = LAYERS, *_: object) -> list[Any]:
+        def submit(self, texts: Any, want: Any = LAYERS, *_: object) -> Future[list[Any]]:
             asked.append(set(want))
-            return []
+            return super().submit([], want)
 
     asked: list[set[str]] = []
     with TestClient(create_app(Recorder(spacy.blank("en")))) as client:
@@ -177,9 +181,9 @@ def test_no_layer_is_made_that_is_not_answered() -> None:
 
 def test_as_many_characters_as_promised_fit_however_json_writes_them() -> None:
     class Reader(Annotator):
-        def annotate(self, texts: Any, *_: object, **__: object) -> list[Any]:
+        def submit(self, texts: Any, *_: object) -> Future[list[Any]]:
             lengths.append(sum(map(len, texts)))
-            return []
+            return super().submit([])
 
     lengths: list[int] = []
     with TestClient(create_app(Reader(spacy.blank("en")))) as client:
@@ -274,6 +278,59 @@ def test_rules_and_language_model_count_in_queue_and_deadline(
     with TestClient(create_app(annotator, timeout=0.2)) as client:
         assert client.post("/v2/ask", json=body).status_code == 503
         done.set()
+
+
+def test_the_bodies_in_the_queue_have_a_limit_together(
+    annotator: Annotator, connect: Callable[[str, bytes], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "QUEUE_BYTES", 150)  # HALF announces 99
+    with running(create_app(annotator)) as (address, _):
+        half = connect(address, HALF)
+        until(lambda: requests.post(f"{address}/v2/entities", data=b" " * 99, timeout=guard(9)).status_code == 429)
+        chunks = requests.post(f"{address}/v2/entities", data=iter([b" "]), timeout=guard(9))
+        assert chunks.status_code == 429, "nobody knows how many are to come"
+        assert requests.post(f"{address}/v2/entities", json=BODY, timeout=guard(9)).status_code == 200
+        half.close()
+
+
+def test_a_client_that_leaves_gives_its_place_free(
+    gate: Gate, connect: Callable[[str, bytes], socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(create_app(gate.annotator, queue=2)) as (address, _):
+        whole = HALF.replace(b"99", b"20") + json.dumps(BODY)[1:].encode()
+        clients = [connect(address, whole) for _ in range(2)]
+        until(lambda: not requests.get(f"{address}/ready", timeout=guard(9)).ok and gate.reached == 1)
+        for client in clients:
+            client.close()
+        until(lambda: requests.get(f"{address}/ready", timeout=guard(9)).ok)
+        gate.open.set()
+        assert requests.post(f"{address}/v2/entities", json=BODY, timeout=guard(9)).status_code == 200
+    assert gate.reached == 2, "the second of them was not annotated any more"
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+# Many clients
+
+
+def test_answers_of_clients_who_ask_at_the_same_time_never_mix(service: str) -> None:
+    def ask(number: int) -> None:
+        names = [
+            f"Client{number} in Turku with part{part}" + " and more" * (number % 5) for part in range(number % 3 + 1)
+        ]
+        for path in ("entities", "concepts", "ask"):
+            body = {"texts": names, "question": f"What about part{number % 3}?"}
+            found = session.post(f"{service}/v2/{path}", json=body, timeout=guard(20)).json()
+            if path == "ask":
+                assert all(quote["text"] == names[quote["document_index"]] for quote in found["evidence"])
+                assert found["evidence"]
+                continue
+            assert len(found["results"]) == len(names)
+            for result, text in zip(found["results"], names, strict=True):
+                (place,) = [span for span in result[path] if span["text"] == "Turku"]
+                assert text[place["start"] : place["end"]] == "Turku"
+
+    with requests.Session() as session, ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(200)))
 
 
 # Stopping
@@ -377,6 +434,55 @@ def test_a_signal_ends_the_process_which_was_for_this_machine_only(
             process.send_signal(which)
             assert post.result().status_code in (200, 503)
         assert process.wait(guard(15)) in (0, -which)
+
+
+# Workers
+
+
+@pytest.mark.slow
+def test_workers_share_the_work_and_end_together(ruled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(API_KEY, "sesame")
+    with start_service(ruled / "packages/ruled/assembled", "--workers", "2") as (address, process):
+        found = psutil.Process(process.pid).children()
+        workers = [child for child in found if any("--multiprocessing-fork" in part for part in child.cmdline())]
+        assert len(workers) == 2
+
+        def ask(_: int) -> dict[str, Any]:
+            headers = {"X-API-Key": "sesame"}
+            found = requests.post(f"{address}/v2/entities", json={"texts": [TEXT]}, headers=headers, timeout=guard(20))
+            return {"status": found.status_code, **found.json()}
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(100)))
+        assert all(answer == answers[0] for answer in answers) and answers[0]["status"] == 200
+        assert len(answers[0]["results"][0]["entities"]) == 4
+        assert requests.post(f"{address}/v2/entities", json=BODY, timeout=guard(9)).status_code == 401
+        process.terminate()
+        assert process.wait(guard(20)) == 0
+        until(lambda: not any(worker.is_running() for worker in workers))
+
+
+def test_more_workers_than_the_machine_bears_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with pytest.raises(StepError, match=f"{cores} cores for {cores + 1} workers"):
+        serve("en_nothing", workers=cores + 1)
+    with pytest.raises(StepError, match=r"workers take .* GB each, and .* are free"):
+        check_memory(1_000_000, 10**9)
+
+
+def test_workers_share_the_cores_and_their_memory_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    share_machine(2)
+    assert os.environ["OMP_NUM_THREADS"] == "1", "who sets it has a reason"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    share_machine(2)
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+    check_memory(2, 10**6)
+    assert "2 workers take 0.0 GB of memory, 0.0 GB each, and the process" in words(capsys.readouterr().out)
 
 
 # The log, and the page that describes the service

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import spacy
@@ -38,3 +39,8 @@ def copy_with(pipeline: Language, dtype: str) -> Language:
     config = pipeline.config.copy()
     config["components"]["transformer"]["model"]["dtype"] = dtype
     return load_model_from_config(config).from_bytes(pipeline.to_bytes())
+
+
+def load_as(pipeline: Language, dtype: str) -> Any:
+    """The transformer's model of such a copy."""
+    return copy_with(pipeline, dtype).get_pipe("transformer").model  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import subprocess
 import sys
 import unicodedata
@@ -9,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import spacy
 import torch
@@ -19,12 +17,14 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.util import load_model_from_config
+from spacy_transformers.data_classes import FullTransformerBatch
 from thinc.api import Adam
 from transformers import BertTokenizerFast
+from transformers.modeling_outputs import BaseModelOutput
 
 from bert_ner import encoder
-from tests.bert_ner.conftest import ENGLISH, copy_with, nlp
-from tests.conftest import PROCESSORS, ROOT, guard
+from tests.bert_ner.conftest import ENGLISH, copy_with, load_as, nlp
+from tests.conftest import ROOT, guard
 
 
 @settings(deadline=None)
@@ -71,9 +71,81 @@ def test_scripts_that_the_encoder_decomposes_lose_nothing(tmp_path: Path) -> Non
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=512)
     doc = Doc(nlp.vocab, words=["한국어를"] * 100)
     assert len(tokenizer(doc.text)["input_ids"]) > 512
-    (windows,) = encoder._fit_windows(encoder.create_equal_spans(128, 32), tokenizer, [doc])
-    assert {token.i for window in windows for token in window} == set(range(100))
-    assert all(len(tokenizer(window.text)["input_ids"]) <= 512 for window in windows)
+    for windows in (
+        encoder._WordpieceCache(tokenizer).read([doc], encoder.create_equal_spans(128, 32)([doc]))[0][0],
+        encoder._read(tokenizer, encoder.create_equal_spans(128, 32)([doc]))[0][0],
+    ):
+        assert {token.i for window in windows for token in window} == set(range(100))
+        assert all(len(tokenizer(window.text)["input_ids"]) <= 512 for window in windows)
+
+
+WORDS = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                "Mira",
+                "Turku",
+                "n't",
+                ",",
+                "\n",
+                "  ",
+                "\u00a0",
+                "[MASK]",
+                "[SEP]",
+                "İstanbul",
+                "한국어",
+                "👩‍🚀",
+                "e\u0301",
+                "東京",
+                "a" * 700,
+            ]
+        ),
+        st.text(min_size=1, max_size=6).filter(lambda word: word.encode(errors="ignore").decode() == word),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(WORDS, st.randoms(use_true_random=False)), min_size=1, max_size=3), st.integers(1, 12))
+def test_cached_wordpieces_are_those_of_the_tokenizer(
+    tiny_encoder: Path, texts: list[tuple[list[str], Any]], size: int
+) -> None:
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_encoder)
+    docs = [Doc(nlp.vocab, words=words, spaces=[r.random() < 0.6 for _ in words]) for words, r in texts]
+    get_windows = encoder.create_equal_spans(size, min(2, size - 1))
+    windows, wordpieces, align = encoder._read(tokenizer, get_windows(docs))
+    cache = encoder._WordpieceCache(tokenizer)
+    for _ in range(2):  # the second time they come from the cache
+        windows_, wordpieces_, align_ = cache.read(docs, get_windows(docs))
+        assert [[(s.start, s.end) for s in spans] for spans in windows_] == [
+            [(s.start, s.end) for s in spans] for spans in windows
+        ]
+        assert wordpieces_.input_ids.tolist() == wordpieces.input_ids.tolist()
+        assert wordpieces_.attention_mask.tolist() == wordpieces.attention_mask.tolist()
+        assert wordpieces_.strings == wordpieces.strings and wordpieces_.lengths == wordpieces.lengths
+        assert align_.lengths.tolist() == align.lengths.tolist() and align_.dataXd.tolist() == align.dataXd.tolist()
+    hidden = torch.randn(*wordpieces.input_ids.shape, 4)
+    expected = FullTransformerBatch(windows, wordpieces, BaseModelOutput(last_hidden_state=hidden), align).doc_data
+    for ours, theirs in zip(encoder._split(windows, wordpieces, align, hidden).doc_data, expected, strict=True):
+        assert ours.to_bytes() == theirs.to_bytes()
+
+
+def test_the_cache_of_wordpieces_has_a_bound(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "CACHED_RUNS", 100)
+    cache = encoder._WordpieceCache(BertTokenizerFast.from_pretrained(tiny_encoder))
+    for i in range(30):
+        doc = Doc(nlp.vocab, words=[f"w{i}x{j}" for j in range(20)])
+        cache.read([doc], [[doc[:]]])
+        assert len(cache.numbers) <= 120
+
+
+def test_tokenizers_that_look_beyond_spaces_are_not_cached(tiny_encoder: Path) -> None:
+    assert encoder._cuts_at_spaces(BertTokenizerFast.from_pretrained(tiny_encoder))
+    with_phrase = BertTokenizerFast.from_pretrained(tiny_encoder)
+    with_phrase.add_tokens(["New York"])
+    assert not encoder._cuts_at_spaces(with_phrase)
 
 
 @pytest.mark.parametrize("text", ["", "Turku", "  \n ", "Mira left Turku. " * 2500])
@@ -92,157 +164,6 @@ def test_bytes_and_disk_give_the_same_pipeline(pipeline: Language, tmp_path: Pat
         assert isinstance(other, Language) and other(text).to_bytes() == pipeline(text).to_bytes()
         ours, theirs = (nlp.get_pipe("transformer").model.transformer.state_dict() for nlp in (pipeline, other))  # type: ignore[attr-defined]
         assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
-
-
-def capabilities(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """A processor with these instructions, whose products are right."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
-    monkeypatch.setattr(encoder, "_is_right", lambda dtype: True)
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-
-
-@pytest.mark.parametrize(
-    ("instructions", "best"),
-    [
-        (["avx2"], "float32"),
-        (["avx2", "avx_vnni"], "int8"),
-        (["avx512_f", "avx512_vnni"], "int8"),
-        (["avx512_vnni", "avx512_bf16"], "bfloat16"),
-        (["amx_int8", "amx_bf16"], "bfloat16"),
-        ([], "float32"),
-    ],
-)
-def test_the_dtype_follows_the_processor(monkeypatch: pytest.MonkeyPatch, instructions: list[str], best: str) -> None:
-    capabilities(monkeypatch, *instructions)
-    assert encoder.resolve_dtype("auto", False) == best
-    assert encoder.resolve_dtype("float32", False) == "float32"
-
-
-@pytest.mark.parametrize("broken", [RuntimeError("no such operator"), 1.1])
-def test_a_dtype_that_computes_wrong_numbers_is_left(monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
-    """Without VNNI the sums of products of bytes saturate; and an operator may be gone."""
-
-    class Broken(encoder._Int8Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if isinstance(broken, Exception):
-                raise broken
-            return torch.full((*x.shape[:-1], 32), float(broken))
-
-    encoder._is_right.cache_clear()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
-    monkeypatch.setattr(encoder, "_Int8Linear", Broken)
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    try:
-        with pytest.warns(UserWarning, match="instructions for int8, but products in it fail or are wrong") as warned:
-            assert encoder.resolve_dtype("auto", False) == "float32"
-        assert len(warned) == 1
-        with pytest.raises(ValueError, match="'int8': this machine cannot do that"):
-            encoder.resolve_dtype("int8", False)
-    finally:
-        encoder._is_right.cache_clear()
-
-
-@pytest.mark.parametrize(("limit", "best"), [("AVX2", "float32"), ("AVX512_CORE_VNNI", "int8"), ("ALL", "bfloat16")])
-def test_the_dtype_heeds_what_is_hidden_from_the_libraries(
-    monkeypatch: pytest.MonkeyPatch, limit: str, best: str
-) -> None:
-    capabilities(monkeypatch, "avx512_vnni", "avx512_bf16")
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert encoder.resolve_dtype("auto", False) == best
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processor", ["avx2", "vnni"])
-def test_the_tests_of_this_folder_pass_on_other_processors(processor: str) -> None:
-    """What this processor has more than another is hidden from PyTorch's libraries."""
-    options = ["-q", "-p", "no:cacheprovider", "-m", "not slow", str(Path(__file__).parent)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options],
-        cwd=ROOT,
-        env=os.environ | PROCESSORS[processor],
-        capture_output=True,
-        text=True,
-        timeout=guard(600),
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-def test_a_dtype_that_cannot_be_is_refused_with_the_choices(
-    monkeypatch: pytest.MonkeyPatch, pipeline: Language
-) -> None:
-    capabilities(monkeypatch, "avx512_vnni")
-    with pytest.raises(ValueError, match=r"'bfloat16': this machine cannot.*auto, int8, float32"):
-        encoder.resolve_dtype("bfloat16", False)
-    with pytest.raises(ValueError, match=r"'fast': there is no such.*auto, int8, float32.*BERT_NER_DTYPE"):
-        encoder.resolve_dtype("fast", False)
-    monkeypatch.setenv("BERT_NER_DTYPE", "half")
-    with pytest.raises(ValueError, match="'half'"):
-        load_model_from_config(pipeline.config)
-
-
-@given(st.lists(st.integers(1, 512), max_size=40), st.integers(1, 2000))
-def test_sub_batches_hold_each_sequence_once_and_keep_to_the_budget(lengths: list[int], budget: int) -> None:
-    batches = list(encoder.sub_batches(np.array(lengths, dtype=int), budget))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths)
-    assert all(len(batch) == 1 or len(batch) * lengths[batch[-1]] <= budget for batch in batches)
-
-
-def load_as(pipeline: Language, dtype: str) -> Any:
-    """The transformer's model of such a copy."""
-    return copy_with(pipeline, dtype).get_pipe("transformer").model  # type: ignore[attr-defined]
-
-
-def needs(dtype: str) -> None:
-    try:
-        encoder.resolve_dtype(dtype, False)
-    except ValueError:
-        pytest.skip(f"this processor has no instructions for {dtype}")
-
-
-@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.04)])
-def test_every_dtype_gives_what_the_encoder_gives(pipeline: Language, dtype: str, error: float) -> None:
-    needs(dtype)
-    docs = [pipeline.make_doc(" ".join(ENGLISH.split()[:n])) for n in (17, 3, 1, 9)]
-    model = load_as(pipeline, dtype)
-    batch = model.predict(docs)
-    transformer = pipeline.get_pipe("transformer").model.transformer.eval()  # type: ignore[attr-defined]
-    ids, mask = torch.from_numpy(batch.wordpieces.input_ids), torch.from_numpy(batch.wordpieces.attention_mask)
-    with torch.no_grad():
-        expected = transformer(input_ids=ids, attention_mask=mask).last_hidden_state
-    found = batch.model_output.last_hidden_state
-    assert found.dtype == torch.float32 and found.shape == expected.shape
-    assert ((found - expected)[mask.bool()].norm() / expected[mask.bool()].norm()).item() < error
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_an_entity_hardly_depends_on_what_else_is_in_the_batch(pipeline: Language, dtype: str) -> None:
-    needs(dtype)
-    words = ENGLISH.split()
-    docs = [pipeline.make_doc(" ".join(words[i % 17 :] + words * (i % 5))) for i in range(40)]
-    model = load_as(pipeline, dtype)
-    together = model.predict(docs).doc_data
-    for doc, data in zip(docs, together, strict=True):
-        (alone,) = model.predict([doc]).doc_data
-        for wordpieces, length in enumerate(data.wordpieces.attention_mask.sum(1).astype(int)):
-            there, here = (d.model_output.last_hidden_state[wordpieces, :length] for d in (data, alone))
-            assert np.abs(there - here).max() < (1e-5 if dtype == "float32" else 0.05)
-
-
-def test_integers_lose_little_even_beside_outliers() -> None:
-    needs("int8")
-    torch.manual_seed(0)
-    linear = torch.nn.Linear(384, 512)
-    rows = torch.randn(3, 40, 384)
-    rows[0, 0, 5] = 1000.0  # as the first token of a sequence has them
-    rows[1, 1] = 3.0  # a row without any range
-    with torch.no_grad():
-        found, expected = encoder._Int8Linear(linear)(rows), linear(rows)
-    others = torch.ones(3, 40, dtype=torch.bool)
-    others[0, 0] = False
-    assert found.shape == expected.shape
-    assert ((found - expected)[others].norm() / expected[others].norm()).item() < 0.01
-    assert ((found - expected)[0, 0].norm() / expected[0, 0].norm()).item() < 0.05
 
 
 def test_gradients_are_those_of_the_encoder(pipeline: Language) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from spacy.tokens import DocBin
 
-from bert_ner.encoder import resolve_dtype
+from bert_ner.inference import resolve_dtype
 from common.corpora import read_docs
 from common.errors import StepError
 from common.records import digest, read_json, sha256
