@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -109,10 +110,14 @@ def _read(tokenizer: Any, windows: list[list[Span]]) -> tuple[list[list[Span]], 
 def _cuts_at_spaces(tokenizer: Any) -> bool:
     """Tell whether the wordpieces of a text are those of its parts between spaces, one after the other, as in BERT."""
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = [description[name] or {} for name in ("normalizer", "pre_tokenizer", "model", "post_processor")]
-    return [part.get("type") for part in parts[:3]] == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(
-        added["lstrip"] or added["rstrip"] or added["single_word"] or " " in added["content"]
-        for added in description["added_tokens"]
+    parts = [(description[name] or {}).get("type") for name in ("normalizer", "pre_tokenizer", "model")]
+    return (
+        parts == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
+        and len(tokenizer("")["input_ids"]) == 2  # [CLS] and [SEP]
+        and not any(
+            added["lstrip"] or added["rstrip"] or added["single_word"] or " " in added["content"]
+            for added in description["added_tokens"]
+        )
     )
 
 
@@ -124,11 +129,9 @@ class _WordpieceCache:
 
     def __init__(self, tokenizer: Any) -> None:
         self.backend = tokenizer.backend_tokenizer
-        special = tokenizer.build_inputs_with_special_tokens([])  # [CLS] and [SEP]
-        self.first, self.last, self.padding = special[0], special[1], tokenizer.pad_token_id
-        self.limit = tokenizer.model_max_length - len(special)
-        vocabulary = tokenizer.get_vocab()
-        self.strings = sorted(vocabulary, key=vocabulary.__getitem__)
+        self.first, self.last = tokenizer("")["input_ids"]
+        self.padding, self.limit = tokenizer.pad_token_id, tokenizer.model_max_length - 2
+        self.strings = {number: string for string, number in tokenizer.get_vocab().items()}
         self.clear()
 
     def clear(self) -> None:
@@ -146,7 +149,7 @@ class _WordpieceCache:
             the encoder takes are halved; their wordpieces; and the wordpieces of each token, as indices into those of
             the batch. A single token may have too many. It loses only its own.
         """
-        if len(self.numbers) > CACHED_RUNS:
+        if max(len(self.numbers), self.ids.size // 10) > CACHED_RUNS:
             self.clear()
         found = [self._find_runs(doc, spans) for doc, spans in zip(docs, windows, strict=True)]
         for spans, parts in zip(windows, found, strict=True):
@@ -216,8 +219,11 @@ class _WordpieceCache:
         encodings = self.backend.encode_batch([span.text for span in new.values()], add_special_tokens=False)
         for (key, span), encoding in zip(new.items(), encodings, strict=True):
             offsets = encoding.offsets[: sum(encoding.attention_mask)]  # without padding
-            edges = [(token.idx - span.start_char, token.idx - span.start_char + len(token)) for token in span]
-            aligned = [[i for i, (a, b) in enumerate(offsets) if a < end and b > start] for start, end in edges]
+            starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+            aligned = []
+            for token in span:
+                place = token.idx - span.start_char
+                aligned.append(range(bisect_right(ends, place), bisect_left(starts, place + len(token))))
             self.numbers[key] = self.ids.append(encoding.ids[: len(offsets)])
             self.counts.append([len(row) for row in aligned])
             self.aligned.append([i for row in aligned for i in row])

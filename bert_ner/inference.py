@@ -72,7 +72,8 @@ class Inference:
         self.dtype = resolve_dtype(os.environ.get(DTYPE_VARIABLE) or dtype, on_gpu)
         # By the encoder that they are made of: this object belongs to all copies of a model.
         self.copies: WeakKeyDictionary[torch.nn.Module, Callable[..., torch.Tensor]] = WeakKeyDictionary()
-        self.process, self.pool = os.getpid(), _create_pool()
+        self.process = os.getpid()
+        self.pools: dict[int, ThreadPoolExecutor] = {}  # by the number of threads
 
     def forget(self, encoder: torch.nn.Module) -> None:
         """Forget the copy of an encoder whose weights are about to change."""
@@ -83,12 +84,12 @@ class Inference:
 
         encoder (transformers.PreTrainedModel): The encoder, in float32.
         wordpieces (WordpieceBatch): The wordpieces of the windows.
-        RETURNS (torch.Tensor): Shape (windows, longest window, width), float32. What stands behind shorter windows
+        RETURNS (torch.Tensor): Shape (windows, longest window, width), float32. What stands behind a shorter window
             means nothing.
         """
         if self.process != os.getpid():
             torch.set_num_threads(1)  # the other threads did not survive the fork, and waiting for them never ends
-            self.process, self.pool = os.getpid(), None
+            self.process, self.pools = os.getpid(), {}
         copied = self.copies.get(encoder)
         if copied is None:
             copied = self.copies[encoder] = copy_encoder(encoder, self.dtype)
@@ -107,13 +108,14 @@ class Inference:
             hidden[places, :longest] = vectors.float()
             hidden[places, longest:] = 0
 
-        threads = torch.get_num_threads()
+        threads, pool = torch.get_num_threads(), None
         if device.type != "cpu":
-            pool, budget = None, GPU_WORDPIECES
-        elif lengths.sum() >= threads * CPU_WORDPIECES:
-            pool, budget = self.pool, CPU_WORDPIECES
+            budget = GPU_WORDPIECES
+        elif threads > 1 and lengths.sum() >= threads * CPU_WORDPIECES:
+            pool = self.pools.get(threads) or self.pools.setdefault(threads, _create_pool(threads))
+            budget = CPU_WORDPIECES
         else:
-            pool, budget = None, threads * CPU_WORDPIECES
+            budget = threads * CPU_WORDPIECES
         batches = [*sub_batches(lengths, budget)][::-1]  # the longest first, so that threads end at about one time
         for _ in pool.map(work, batches) if pool else map(work, batches):
             pass
@@ -131,11 +133,8 @@ class Inference:
             return AutoModel.from_config(config, **settings)
 
 
-def _create_pool() -> ThreadPoolExecutor | None:
-    """Create as many threads as PyTorch uses, each of which does all of its work alone."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        return None
+def _create_pool(threads: int) -> ThreadPoolExecutor:
+    """Create threads each of which does all of its work in PyTorch alone."""
     pool = ThreadPoolExecutor(threads, "bert_ner", initializer=torch.set_num_threads, initargs=(1,))
     everyone_there = threading.Barrier(threads)
     for ready in [pool.submit(everyone_there.wait) for _ in range(threads)]:
@@ -211,7 +210,7 @@ class _BertLayers:
         self.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         self.fast_attention = dtype == "bfloat16" or (dtype == "int8" and _is_able("bfloat16"))
         # PyTorch's products in float32 are MKL's, which leave half of the width of AVX-512 unused on processors of AMD.
-        packed = dtype == "float32" and "avx512" in _instructions()
+        packed = dtype == "float32" and "avx512" in _instructions() and _is_right("float32")
         linear = _Int8Linear if dtype == "int8" else _PackedLinear if packed else _Linear
         self.words = embeddings.word_embeddings.weight.detach()
         self.places = (embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]).detach()
@@ -426,18 +425,14 @@ def _is_right(dtype: str) -> bool:
     The factors are the largest that occur, because without the right instructions the sums of integers saturate.
     """
     generator = torch.Generator().manual_seed(0)
-    linear = torch.nn.Linear(64, 32)
-    linear.weight = torch.nn.Parameter(0.5 + 0.5 * torch.rand(32, 64, generator=generator))
-    inputs = torch.rand(4, 64, generator=generator)
+    weight, inputs = (torch.rand(*shape, generator=generator) for shape in ((32, 64), (4, 64)))
+    weight, bias = 0.5 + 0.5 * weight, torch.ones(32)
+    layer: Callable[..., Any] = {"float32": _PackedLinear, "int8": _Int8Linear}.get(dtype, _Linear)
+    used = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     with torch.inference_mode():
-        expected = linear(inputs)
+        expected = functional.linear(inputs, weight, bias)
         try:
-            if dtype == "int8":
-                product = _Int8Linear(linear.weight, linear.bias)(inputs)
-            else:
-                product = torch.nn.functional.linear(
-                    inputs.bfloat16(), linear.weight.bfloat16(), linear.bias.bfloat16()
-                )
+            product = layer(weight.to(used), bias.to(used))(inputs.to(used))
         except (RuntimeError, AttributeError, TypeError):  # the operator is missing, refuses, or has other arguments
             return False
         return bool((product.float() - expected).norm() < 0.02 * expected.norm())
