@@ -82,8 +82,11 @@ def ablation(
     inputs = record_inputs(config=config, pipeline=PIPELINE) | {"code": code, **data}
 
     def write() -> dict[str, dict[str, Any]]:
-        ordered = sorted(current.values(), key=lambda run: (NAMES.index(run["variant"]), run["seed"]))
+        older = find_older(runs, current, data["test"])
+        ordered = sorted([*current.values(), *older], key=lambda run: (NAMES.index(run["variant"]), run["seed"]))
         summary = summarize_seeds(ordered)
+        for run in older:
+            summary[run["variant"]]["older"] = True
         write_json(path, {"machine": machine(), "inputs": inputs, "runs": runs, "summary": summary})
         return summary
 
@@ -113,7 +116,7 @@ def ablation(
 def find_current(
     runs: dict[str, dict[str, Any]], find_inputs: Callable[[str, int], dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Choose the runs whose results would come out the same today. Runs of other code or data are of no use in a table.
+    """Choose the runs whose results would come out the same today.
 
     runs (dict[str, dict[str, Any]]): Runs on record, perhaps of an earlier version of this file.
     find_inputs (Callable[[str, int], dict[str, Any]]): Returns the inputs for a variant and a seed.
@@ -124,6 +127,24 @@ def find_current(
         for key, run in runs.items()
         if run.get("variant") in NAMES and run.get("inputs") == find_inputs(run["variant"], run["seed"])
     }
+
+
+def find_older(runs: dict[str, dict[str, Any]], current: dict[str, dict[str, Any]], test: str) -> list[dict[str, Any]]:
+    """Choose runs of earlier code on the same test set, for variants that have not been run since.
+
+    runs (dict[str, dict[str, Any]]): Runs on record.
+    current (dict[str, dict[str, Any]]): Those whose results would come out the same today.
+    test (str): Checksum of the test set.
+    RETURNS (list[dict[str, Any]]): The runs.
+    """
+    done = {run["variant"] for run in current.values()}
+    older = []
+    for run in runs.values():
+        inputs = run.get("inputs", {})
+        same_test = test in (inputs.get("test"), inputs.get("corpus", {}).get("test"))  # as earlier code recorded it
+        if same_test and run.get("variant") in NAMES and run["variant"] not in done:
+            older.append(run)
+    return older
 
 
 def write_variant(config: Path, overrides: dict[str, Any], path: Path) -> Path:
@@ -209,7 +230,7 @@ def summarize_seeds(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]
     RETURNS (dict[str, dict[str, Any]]): By variant `seeds`: their number; `dev` and `test`: by condition `mean` and
         `sd` of F1; `calibration`: means on test; `seqeval_f1`; `interval` of test F1 with gold sentences; `gain`: by
         how much ours is better on test with gold sentences and the same seeds: `mean`, `se` over seeds, `interval`
-        over documents.
+        over documents. (`ablation` adds `older` where the runs are of earlier code.)
     """
     groups: dict[str, dict[int, dict[str, Any]]] = {}
     for run in runs:

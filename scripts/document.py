@@ -94,9 +94,9 @@ class Run:
     records: dict[str, dict[str, Any]]
     stale: set[str]
 
-    def mark(self, record: str, figure: str) -> str:
-        """A figure from a record, with a dagger if the record is stale."""
-        return figure + MARK * (record in self.stale and figure != "–")
+    def mark(self, record: str, figure: str, older: bool = False) -> str:
+        """A figure from a record, with a dagger if the record, or just this figure of it, is of other code."""
+        return figure + MARK * ((older or record in self.stale) and figure != "–")
 
 
 def document(
@@ -204,7 +204,7 @@ def tabulate_overview(runs: list[Run]) -> str:
         figures = [
             run.mark("test", percent(run.records["test"]["ents_f"])),
             run.mark("evaluation", percent(evaluation["test"]["gold_sentences"]["ents_f"])),
-            run.mark("ablation", percent(usual["test"]["gold_sentences"]["mean"] if usual else None)),
+            run.mark("ablation", percent(usual["test"]["gold_sentences"]["mean"]), "older" in usual) if usual else "–",
         ]
         if speed := run.records.get("speed"):
             figures += [run.mark("speed", _words(speed, name)) for name in ("default", speed["reference"])]
@@ -312,7 +312,7 @@ def tabulate_ablation(run: Run) -> str:
             worth = [f"{calibration['expected_calibration_error']:.3f}", f"{precision} and {recall}"]
         gained = f"{percent(gain['mean'])} ({_interval(gain['interval'])})" if gain else "–"
         figures = [_mean(entry["dev"]["gold_sentences"]), *test, *worth, gained]
-        rows.append([name, entry["seeds"], *(run.mark("ablation", figure) for figure in figures)])
+        rows.append([name, entry["seeds"], *(run.mark("ablation", figure, "older" in entry) for figure in figures)])
     title = f"`{run.name}`: mean over seeds ± standard deviation, and the 95% interval over the documents of test."
     return f"{title}\n\n{_table(ABLATION, rows)}"
 

@@ -15,7 +15,7 @@ from benchmarks.contenders import huggingface
 from common.records import read_json, write_json
 from common.statistics import bootstrap, f_score, interval
 from scripts.convert import convert
-from scripts.document import Run, tabulate_ablation
+from scripts.document import MARK, Run, tabulate_ablation
 from tests.conftest import ROOT, Project, python, words, write_corpus
 
 CONFIG = ROOT / "configs/bert.cfg"
@@ -103,7 +103,16 @@ def test_runs_of_other_code_or_data_are_not_in_the_table(
     assert run(1, OURS) == {USUAL: 2, OURS: 1}, "runs of before stay, as they would come out the same"
     assert list(read_json(path)["summary"]) == [OURS, USUAL]
     monkeypatch.setattr(benchmark, "USUAL_SETTINGS", {"num_train_epochs": 1})
+    assert run(1, OURS) == {OURS: 1, USUAL: 2}, "runs of earlier code stay until there are new ones, and are marked"
+    summary = read_json(path)["summary"]
+    assert summary[USUAL]["older"] and "older" not in summary[OURS] and "gain" in summary[USUAL]
+    marked = tabulate_ablation(Run("tiny", {"ablation": {"summary": summary}}, set()))
+    assert [line.count(MARK) > 0 for line in marked.splitlines() if line.startswith(("| ours |", "| usual"))] == [
+        False,
+        True,
+    ]
     assert run(1) == {OURS: 1, USUAL: 1} and trained == [0, 1, 0]
+    assert "older" not in read_json(path)["summary"][USUAL]
 
 
 @pytest.mark.slow
