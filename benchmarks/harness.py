@@ -338,9 +338,12 @@ def machine() -> dict[str, Any]:
     """Describe this machine.
 
     RETURNS (dict[str, Any]): `cpu`: name of the processor; `cpus`: number of logical cores; `capabilities`: its sets of
-        instructions, as PyTorch names them; `threads` that PyTorch uses; `python` and `versions` of libraries.
+        instructions, as PyTorch names them; `instructions`: as `name_instructions` does; `simulated`: whether others
+        are hidden from the libraries; `threads` that PyTorch uses; `python` and `versions` of libraries.
     """
     import torch
+
+    from bert_ner.inference import name_instructions
 
     # An earlier PyTorch has no get_capabilities, and says only which of its kernels the processor can run
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -349,6 +352,8 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "capabilities": sorted(name for name, has in capabilities.items() if has is True)
         or [torch.backends.cpu.get_cpu_capability().lower()],
+        "instructions": name_instructions(),
+        "simulated": "ONEDNN_MAX_CPU_ISA" in os.environ,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions(),

@@ -407,6 +407,14 @@ def _instructions() -> tuple[str, ...]:
     return tuple(name for name, flags in named.items() if name in allowed and any(map(capabilities.get, flags)))
 
 
+def name_instructions() -> str:
+    """Name the most useful instructions of the processor for the products of an encoder.
+
+    RETURNS (str): "bfloat16", "vnni" (for integers), "avx2", or "none" of these.
+    """
+    return next((name for name in ("bfloat16", "vnni", "avx2") if name in _instructions()), "none")
+
+
 def _fast_dtypes() -> list[str]:
     """List the dtypes that the processor computes faster in than in float32, the best first."""
     needed = {"bfloat16": "bfloat16", "int8": "avx2"}

@@ -24,7 +24,9 @@ from common.training import identify_recipe
 START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
 MARK, LEGEND = "†", "† Measured with other code than the present one."
 NEEDED = ("test", "evaluation", "package", "concepts")
-OPTIONAL = ("ablation", "speed", "service", "training", "training-full")
+OPTIONAL = ("ablation",)
+TIMED = ("speed", "service", "training", "training-full")  # in a folder for each kind of processor
+PROCESSORS = ("bfloat16", "vnni", "avx2", "none")  # the best first, whose figures README.md shows
 
 SHIPPED = [
     "run",
@@ -112,7 +114,9 @@ def document(
     tables = {
         readme: tabulate_overview(found),
         docs / "results.md": tabulate_results(found),
-        docs / "performance.md": tabulate_performance(found),
+        docs / "performance.md": tabulate_performance(
+            [read_run(folder, present, name) for folder in runs for name in PROCESSORS if (folder / name).exists()]
+        ),
         docs / "commands.md": tabulate_commands(project),
     }
     texts = {path: insert(path, text) for path, text in tables.items()}
@@ -136,7 +140,7 @@ def find_present(project: Path, config: Path) -> Present:
     steps: dict[str, set[str]] = {}
     for command in commands:
         names = {Path(path).stem for path in command.get("outputs", []) if re.fullmatch(r"metrics/.*\.json", path)}
-        if names & {*NEEDED, *OPTIONAL}:
+        if names & {*NEEDED, *OPTIONAL, *TIMED}:
             codes = {record_inputs(code=path)["code"] for path in modules[command["name"]]}
             for name in names:
                 steps.setdefault(name, set()).update(codes)
@@ -152,15 +156,19 @@ def _find_modules(folder: Path, script: Iterable[str]) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def read_run(folder: Path, present: Present) -> Run:
+def read_run(folder: Path, present: Present, processor: str = "") -> Run:
     """Read the metrics of a run.
 
-    folder (Path): Folder with the files of NEEDED, and perhaps those of OPTIONAL.
+    folder (Path): Folder with the files of NEEDED, and perhaps those of OPTIONAL, and folders with those of TIMED.
     present (Present): The code of today.
+    processor (str): The kind of processor, one of PROCESSORS; otherwise the best one that there is.
     RETURNS (Run): The run.
     RAISES (StepError): If a file of NEEDED is missing.
     """
-    records = {name: record for name in NEEDED + OPTIONAL if (record := read_json(folder / f"{name}.json"))}
+    processor = processor or next((name for name in PROCESSORS if (folder / name).exists()), "none")
+    paths = {name: folder / f"{name}.json" for name in NEEDED + OPTIONAL}
+    paths |= {name: folder / processor / f"{name}.json" for name in TIMED}
+    records = {name: record for name, path in paths.items() if (record := read_json(path))}
     lacking = ", ".join(f"{name}.json" for name in NEEDED if name not in records)
     if lacking:
         raise StepError(f"{folder} lacks {lacking}.", "Run all for this run, and then reference.")
@@ -435,7 +443,9 @@ def tabulate_commands(project: Path) -> str:
 
 
 def _machine(record: dict[str, Any]) -> str:
-    return f"{record['machine']['cpus']} cores of {record['machine']['cpu']}"
+    machine = record["machine"]
+    kind = f" ({machine['instructions']}{', simulated' * machine['simulated']})" if "instructions" in machine else ""
+    return f"{machine['cpus']} cores of {machine['cpu']}{kind}"
 
 
 def _rate(result: dict[str, Any]) -> str:

@@ -17,7 +17,9 @@ from common.errors import StepError, main
 from common.records import SPLITS, check_run, digest, read_json
 
 NEEDED = ("corpus.json", "test.json", "evaluation.json", "analysis.json", "concepts.json", "package.json")
-OPTIONAL = ("speed.json", "speed.svg", "service.json", "training.json", "training-full.json", "ablation.json")
+OPTIONAL = ("ablation.json",)
+# What depends on the processor, which is published in a folder for each kind of processor
+TIMED = ("speed.json", "service.json", "training.json", "training-full.json")
 QUOTE = 5  # words in a row that also stand in the corpus: they are a quote, not a coincidence
 
 
@@ -31,13 +33,17 @@ def reference(
     lacking = [name for name in NEEDED if not (metrics / name).exists()]
     if lacking:
         raise StepError(f"{metrics} lacks {', '.join(lacking)}.", f"Run all for it first: make all RUN={metrics.name}")
-    names = [name for name in NEEDED + OPTIONAL if (metrics / name).exists()]
+    copies = {name: name for name in NEEDED + OPTIONAL}
+    for name in TIMED:
+        folder = read_json(metrics / name).get("machine", {}).get("instructions", "none")
+        copies |= {name: f"{folder}/{name}", Path(name).stem + ".svg": f"{folder}/{Path(name).stem}.svg"}
+    copies = {name: copy for name, copy in copies.items() if (metrics / name).exists()}
     check_model(metrics)
-    check_quotes([metrics / name for name in names], corpus)
-    published.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copyfile(metrics / name, published / name)
-    msg.good(f"Copied to {published}: {', '.join(names)}")
+    check_quotes([metrics / name for name in copies], corpus)
+    for name, copy in copies.items():
+        (published / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(metrics / name, published / copy)
+    msg.good(f"Copied to {published}: {', '.join(copies)}")
     msg.info("Now write the tables: make document")
 
 

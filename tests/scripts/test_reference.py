@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
         write_json(metrics / name, {"what": name})
     write_json(metrics / "evaluation.json", {"training": {"inputs": MODEL}})
     write_json(metrics / "package.json", {"inputs": {"model": digest(MODEL)}})
-    write_json(metrics / "speed.json", {"words": 3})
+    write_json(metrics / "speed.json", {"words": 3, "machine": {"instructions": "avx2"}})
     (metrics / "speed.svg").write_text("<svg/>")
     write_json(metrics / "analysis-examples.json", {"missed": [TEXT]})
     for name in ("report.html", "figures/errors.svg", "predictions.spacy"):
@@ -41,21 +41,23 @@ def run(tmp_path: Path) -> Path:
 def publish(run: Path) -> set[str]:
     folder = run / "metrics/reference/mine"
     reference(run / "metrics/mine", run / "corpus/mine", folder)
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_figures_are_copied_and_nothing_that_quotes(run: Path) -> None:
-    assert publish(run) == {*NEEDED, "speed.json", "speed.svg"}
+    assert publish(run) == {*NEEDED, "avx2/speed.json", "avx2/speed.svg"}
     assert read_json(run / "metrics/reference/mine/corpus.json") == {"what": "corpus.json"}
 
 
 def test_figures_that_were_published_are_replaced_and_other_benchmarks_stay(run: Path) -> None:
     published = run / "metrics/reference/mine"
-    published.mkdir(parents=True)
-    write_json(published / "speed.json", {"words": 1})
+    for folder in ("avx2", "bfloat16"):
+        (published / folder).mkdir(parents=True)
+        write_json(published / folder / "speed.json", {"words": 1})
     write_json(published / "ablation.json", {"of": "earlier"})
     assert "ablation.json" in publish(run)
-    assert read_json(published / "speed.json") == {"words": 3}
+    assert read_json(published / "avx2/speed.json")["words"] == 3
+    assert read_json(published / "bfloat16/speed.json") == {"words": 1}, "of another kind of processor"
     assert read_json(published / "ablation.json") == {"of": "earlier"}
 
 
