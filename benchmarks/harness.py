@@ -151,6 +151,9 @@ class Worker:
             "PYTHONPATH": str(target),
         }
         environment.pop("BERT_NER_DTYPE", None)  # it would overrule the dtype for which a contender asks
+        environment.pop("THP_MEM_ALLOC_ENABLE", None)
+        if name == "ours":  # our training, for which scripts/__init__.py does so
+            environment["THP_MEM_ALLOC_ENABLE"] = "1"
         self.errors = tempfile.TemporaryFile("w+", encoding="utf8")  # noqa: SIM115
         self.process = subprocess.Popen(
             command,

@@ -45,8 +45,6 @@ def train(
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
 ) -> None:
     """Train a pipeline, unless there is one from the same inputs."""
-    # PyTorch then asks Linux for large pages, which takes a fifth off a training: it needs fresh memory all the time.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     use_gpu(gpu_id)
     inputs, overrides = prepare(config, corpus, encoder, epochs, learn_rate, batch_words, seed)
     place = folder / (f"{BEST}-{digest(inputs)}" if aside else BEST)

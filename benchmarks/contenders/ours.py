@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,6 @@ def load_training(job: Job) -> Contender:
     job (Job): What to train on.
     RETURNS (Contender): The contender.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `train` does
     from spacy.util import load_config
 
     from common.training import derive
