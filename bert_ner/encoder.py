@@ -1,4 +1,4 @@
-"""The windows and the transformer of the pipeline, in every dtype that its processor computes in fast.
+"""The windows, the wordpieces and the transformer of the pipeline, and its training.
 
 spaCy's registry gets the windows `bert_ner.EqualSpans.v1` and the architectures `bert_ner.TransformerModel.v3` and
 `bert_ner.Tok2VecTransformer.v1`. A wheel of the pipeline has a copy of this file.
@@ -316,10 +316,10 @@ def create_transformer_model(
     """`spacy-transformers.TransformerModel.v3`, as fast as the device allows in training and in use.
 
     The dtype is that of the matrix products. `auto` is the fastest one that costs no accuracy. On a CPU that is
-    bfloat16 where the processor has instructions for it, else int8 where it has instructions for that, else float32. On
-    a GPU it is mixed float16 and float32, with scaled gradients. Where a small product turns out wrong, the model
-    computes in float32, and a warning says so. `int8` is for use only: its training is in float32. Weights are kept and
-    saved in float32. The environment variable BERT_NER_DTYPE replaces the argument.
+    bfloat16 where the processor has instructions for it, else int8 from AVX2 on, else float32. On a GPU it is mixed
+    float16 and float32, with scaled gradients. Where a small product turns out wrong, the model computes in float32,
+    and a warning says so. `int8` is for use only: its training is in float32. Weights are kept and saved in float32.
+    The environment variable BERT_NER_DTYPE replaces the argument.
 
     Training does without dropout of attention weights, and it computes attention step by step (`eager`), since
     PyTorch's fused attention has a slow backward pass on CPUs.
@@ -327,7 +327,7 @@ def create_transformer_model(
     name (str): Folder of the encoder. It is read when a model is initialised, not when a trained one is loaded.
     get_spans (Callable[[list[Doc]], list[list[Span]]]): Gives the windows of each document in use.
     get_spans_in_training (Callable[[list[Doc]], list[list[Span]]]): Gives them in training.
-    dtype (str): One of DTYPES.
+    dtype (str): auto, float32, bfloat16 or int8.
     RETURNS (Model[list[Doc], FullTransformerBatch]): The model, which has the width of the encoder.
     RAISES (ValueError): If there is no such dtype, or this machine has no instructions for it.
     """
