@@ -7,6 +7,16 @@ with its copy, and of one name the registry keeps one function: whatever behaves
 with a higher version.
 """
 
-from bert_ner import concepts, corpus, encoder, features, inference, optimizer, recognizer, tokenizer
+from bert_ner import concepts, corpus, encoder, features, finetuning, inference, optimizer, recognizer, tokenizer
 
-__all__ = ["concepts", "corpus", "encoder", "features", "inference", "optimizer", "recognizer", "tokenizer"]
+__all__ = [
+    "concepts",
+    "corpus",
+    "encoder",
+    "features",
+    "finetuning",
+    "inference",
+    "optimizer",
+    "recognizer",
+    "tokenizer",
+]

@@ -321,8 +321,8 @@ def create_transformer_model(
     and a warning says so. `int8` is for use only: its training is in float32. Weights are kept and saved in float32.
     The environment variable BERT_NER_DTYPE replaces the argument.
 
-    Training does without dropout of attention weights, and it computes attention step by step (`eager`), since
-    PyTorch's fused attention has a slow backward pass on CPUs.
+    Training does without dropout of attention weights. Where transformers' own code trains the encoder, it computes
+    attention step by step (`eager`), since PyTorch's fused attention has a slow backward pass on CPUs.
 
     name (str): Folder of the encoder. It is read when a model is initialised, not when a trained one is loaded.
     get_spans (Callable[[list[Doc]], list[list[Span]]]): Gives the windows of each document in use.
@@ -333,7 +333,7 @@ def create_transformer_model(
     """
     on_gpu = get_torch_default_device().type == "cuda"
     return _Transformer(
-        name, get_spans, get_spans_in_training, registry.misc.get("bert_ner.Inference.v1")(dtype, on_gpu)
+        name, get_spans, get_spans_in_training, registry.misc.get("bert_ner.Inference.v2")(dtype, on_gpu)
     )
 
 
@@ -369,7 +369,7 @@ class _Transformer(TransformerModel):  # type: ignore[misc,unused-ignore]
     """spacy-transformers' TransformerModel with another forward pass, which its copies have too.
 
     name, get_spans, get_spans_in_training: As for `create_transformer_model`.
-    inference (Any): What computes in use, `bert_ner.Inference.v1`.
+    inference (Any): What computes in use, `bert_ner.Inference.v2`.
     """
 
     def __init__(self, name: str, get_spans: Any, get_spans_in_training: Any, inference: Any) -> None:
@@ -410,7 +410,7 @@ class _UninitializedModel(AutoModel):  # type: ignore[misc,unused-ignore]
 
     @classmethod
     def from_config(cls, config: Any, **settings: Any) -> Any:
-        return registry.misc.get("bert_ner.Inference.v1").create_encoder(config, **settings)
+        return registry.misc.get("bert_ner.Inference.v2").create_encoder(config, **settings)
 
 
 class _Forward:
@@ -419,7 +419,7 @@ class _Forward:
     It holds nothing that belongs to one call, so that several threads can use one model.
 
     get_spans, get_spans_in_training: As for `create_transformer_model`.
-    inference (Any): What computes in use, `bert_ner.Inference.v1`.
+    inference (Any): What computes in use, `bert_ner.Inference.v2`.
     """
 
     def __init__(self, get_spans: Any, get_spans_in_training: Any, inference: Any) -> None:
@@ -450,8 +450,12 @@ class _Forward:
         windows, wordpieces, align = self.read(tokenizer, docs, windows)
         if is_train:
             self.inference.forget(encoder)  # its weights are about to change
-            train = self.train_on_cpu if encoder.device.type == "cpu" else self.train_on_gpu
-            hidden, backprop_hidden = train(model, encoder, wordpieces)
+            if encoder.device.type == "cpu" and registry.has("misc", "bert_ner.FineTuning.v1"):
+                dtype = torch.bfloat16 if self.inference.dtype == "bfloat16" else torch.float32
+                train = registry.misc.get("bert_ner.FineTuning.v1")
+                hidden, backprop_hidden = train(encoder, wordpieces, dtype, self.inference.is_bert(encoder))
+            else:
+                hidden, backprop_hidden = self.train_by_libraries(model, encoder, wordpieces)
         else:
             hidden, backprop_hidden = self.inference.compute(encoder, wordpieces), lambda _: []
 
@@ -461,54 +465,11 @@ class _Forward:
 
         return _split(windows, wordpieces, align, hidden), backprop
 
-    def train_on_gpu(
+    def train_by_libraries(
         self, model: Model, encoder: Any, wordpieces: WordpieceBatch
     ) -> tuple[torch.Tensor, Callable[..., Any]]:
         # thinc switches autocast on or off itself, and takes over the dtype that is set here
         lower = torch.bfloat16 if self.inference.dtype == "bfloat16" else torch.float16
-        with torch.autocast("cuda", lower, enabled=False):
+        with torch.autocast(encoder.device.type, lower, enabled=False):
             output, backprop = model.layers[0](wordpieces, True)
         return output.last_hidden_state, backprop
-
-    def train_on_cpu(
-        self, model: Model, encoder: Any, wordpieces: WordpieceBatch
-    ) -> tuple[torch.Tensor, Callable[..., Any]]:
-        _replace_dropout(encoder)
-        encoder.train()
-        ids, mask = (torch.from_numpy(array).long() for array in (wordpieces.input_ids, wordpieces.attention_mask))
-        table = encoder.get_input_embeddings().weight
-        vectors = table.detach()[ids].requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.inference.dtype == "bfloat16"):
-            hidden = encoder(inputs_embeds=vectors, attention_mask=mask).last_hidden_state.float()
-
-        def backprop(d_output: Any) -> list[Any]:
-            torch.autograd.backward([hidden], list(d_output.values()))
-            # PyTorch's gradient of a lookup is a new table each time, and clearing its pages costs a tenth of training.
-            table.grad = torch.zeros_like(table) if table.grad is None else table.grad
-            table.grad.index_add_(0, ids.flatten(), vectors.grad.flatten(0, 1))
-            return []
-
-        return hidden, backprop
-
-
-def _replace_dropout(encoder: Any) -> None:
-    """Put this project's layers in the place of PyTorch's dropout."""
-    for module in list(encoder.modules()):
-        for name, child in module.named_children():
-            if type(child) is torch.nn.Dropout:
-                setattr(module, name, _Dropout(child.p))
-
-
-class _Dropout(torch.nn.Dropout):
-    """Dropout by one random byte for each number. On CPUs PyTorch's own takes a sixth of the time of training.
-
-    p (float): The probability, which is rounded to a multiple of 1/256.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dropped = round(256 * self.p)
-        if not self.training or not dropped:
-            return x
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return torch.where(kept, x * (256 / (256 - dropped)), 0)

@@ -1,6 +1,6 @@
 """The encoder in use, in the fastest dtype that the processor computes in exactly enough.
 
-spaCy's registry gets `bert_ner.Inference.v1`, which the transformer of encoder.py looks up there. A wheel of the
+spaCy's registry gets `bert_ner.Inference.v2`, which the transformer of encoder.py looks up there. A wheel of the
 pipeline has a copy of this file. Nothing here decides the weights of a model, so that a change retrains nothing.
 """
 
@@ -53,7 +53,7 @@ def _without_initialisation() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-@registry.misc("bert_ner.Inference.v1")  # type: ignore[untyped-decorator,unused-ignore]
+@registry.misc("bert_ner.Inference.v2")  # type: ignore[untyped-decorator,unused-ignore]
 class Inference:
     """The forward pass in use, on a copy of the encoder that is in the dtype wanted.
 
@@ -122,6 +122,20 @@ class Inference:
         return hidden
 
     @staticmethod
+    def is_bert(encoder: Any) -> bool:
+        """Tell whether an encoder has exactly the layers of BERT, which this project computes itself.
+
+        encoder (transformers.PreTrainedModel): The encoder.
+        RETURNS (bool): Whether it has.
+        """
+        config = encoder.config
+        return (
+            type(encoder).__name__ == "BertModel"
+            and (config.hidden_act, config.position_embedding_type) == ("gelu", "absolute")
+            and not (config.is_decoder or config.add_cross_attention)
+        )
+
+    @staticmethod
     def create_encoder(config: Any, **settings: Any) -> Any:
         """Make an encoder whose weights are loaded next: drawing random ones before would take most of the time.
 
@@ -170,7 +184,7 @@ def copy_encoder(encoder: Any, dtype: str) -> Callable[[torch.Tensor, torch.Tens
     RETURNS (Callable[[torch.Tensor, torch.Tensor], torch.Tensor]): Gives the last hidden states, (windows, wordpieces,
         width), of wordpieces, (windows, wordpieces), int64, and their mask, of the same shape, which is 0 for padding.
     """
-    if encoder.device.type == "cpu" and _BertLayers.fit(encoder):
+    if encoder.device.type == "cpu" and Inference.is_bert(encoder):
         return _BertLayers(encoder, dtype)
     # A config as it is stored says nothing of attention, and then transformers takes the fused one wherever it has it.
     config = type(encoder.config).from_dict(encoder.config.to_dict())
@@ -193,16 +207,6 @@ class _BertLayers:
     encoder (transformers.BertModel): The encoder, in float32.
     dtype (str): The dtype of the matrix products.
     """
-
-    @staticmethod
-    def fit(encoder: Any) -> bool:
-        """Tell whether an encoder has exactly these layers."""
-        config = encoder.config
-        return (
-            type(encoder).__name__ == "BertModel"
-            and (config.hidden_act, config.position_embedding_type) == ("gelu", "absolute")
-            and not (config.is_decoder or config.add_cross_attention)
-        )
 
     def __init__(self, encoder: Any, dtype: str) -> None:
         config, embeddings = encoder.config, encoder.embeddings

@@ -31,7 +31,7 @@ EVALUATIONS = 8
 # is saved with it. The rules of concepts are not among them, since they are added after training.
 CODE = tuple(
     Path(bert_ner.__file__).with_name(f"{name}.py")
-    for name in ("corpus", "encoder", "features", "optimizer", "recognizer", "tokenizer")
+    for name in ("corpus", "encoder", "features", "finetuning", "optimizer", "recognizer", "tokenizer")
 )
 
 

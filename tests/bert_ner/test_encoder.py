@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 import unicodedata
@@ -164,39 +163,6 @@ def test_bytes_and_disk_give_the_same_pipeline(pipeline: Language, tmp_path: Pat
         assert isinstance(other, Language) and other(text).to_bytes() == pipeline(text).to_bytes()
         ours, theirs = (nlp.get_pipe("transformer").model.transformer.state_dict() for nlp in (pipeline, other))  # type: ignore[attr-defined]
         assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
-
-
-def test_gradients_are_those_of_the_encoder(pipeline: Language) -> None:
-    """Also if they are accumulated."""
-    model = load_as(pipeline, "float32")
-    for module in model.transformer.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    reference = copy.deepcopy(model.transformer)
-    docs = [pipeline.make_doc(" ".join(ENGLISH.split()[:n])) for n in (17, 3, 1, 9)]
-    slope = torch.linspace(-1, 1, 32)
-    for _ in range(2):
-        batch, backprop = model.begin_update(docs)
-        mask = torch.from_numpy(batch.wordpieces.attention_mask)
-        batch.model_output = {"output_0": slope * mask.unsqueeze(-1)}
-        backprop(batch)
-    output = reference(input_ids=torch.from_numpy(batch.wordpieces.input_ids), attention_mask=mask).last_hidden_state
-    (2 * slope * output)[mask.bool()].sum().backward()
-    for (name, ours), theirs in zip(model.transformer.named_parameters(), reference.parameters(), strict=True):
-        if "pooler" not in name:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
-
-
-def test_dropout_drops_the_share_it_should_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    layer = encoder._Dropout(0.1)
-    ones = torch.ones(1001, 99, requires_grad=True)
-    dropped = layer(ones)
-    dropped.sum().backward()
-    assert 0.095 < (dropped == 0).float().mean().item() < 0.107
-    assert dropped.mean().item() == pytest.approx(1, abs=0.005) and ones.grad is not None and ones.grad.equal(dropped)
-    assert not layer(ones).equal(dropped)
-    assert layer.eval()(ones) is ones
 
 
 def test_predictions_follow_the_training(pipeline: Language) -> None:

@@ -184,3 +184,22 @@ def test_tokens_whose_tag_is_not_known_are_not_learnt_from(pipeline: Language) -
     loss, (gradient,) = ner.get_loss([example], [probabilities])
     assert loss == pytest.approx(2 * np.log(len(ner.tags)), rel=1e-4)
     assert not gradient[1].any() and gradient[0, ner.tags.index("U-PER")] < 0 and gradient[2, 0] < 0
+
+
+@given(st.data())
+def test_gold_tags_are_those_of_spacy(data: st.DataObject) -> None:
+    """With the same tokens in both documents, whose tags are found without an alignment, and with others."""
+    words = data.draw(st.lists(st.sampled_from(["Mira", "left", "Turku", "."]), max_size=8))
+    iob = data.draw(st.lists(st.sampled_from([None, "O", "B-PER", "I-PER", "B-LOC", "I-LOC"]), min_size=8, max_size=8))
+    ents = [
+        f"B-{tag[2:]}" if tag and tag[0] == "I" and (not i or (iob[i - 1] or "")[2:] != tag[2:]) else tag
+        for i, tag in enumerate(iob[: len(words)])
+    ]
+    labels = data.draw(st.permutations(["LOC", "MISC", "PER"]))[: data.draw(st.integers(1, 3))]
+    tags = ["O", *(f"{kind}-{label}" for label in labels for kind in "BILU")]
+    reference = Doc(nlp.vocab, words=words, ents=ents)  # type: ignore[arg-type,unused-ignore]
+    other = Doc(nlp.vocab, words=["".join(words[:2]), *words[2:]] if words else [])
+    for predicted in (Doc(nlp.vocab, words=words), other):
+        example = Example(predicted, reference)
+        expected = [tags.index(tag) if tag in tags else -1 for tag in example.get_aligned_ner()]
+        assert recognizer._number_tags(example, labels).tolist() == expected
