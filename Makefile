@@ -7,18 +7,18 @@ RUN ?= conll2003
 # More variables, which come before those of the run's file: VARS="--vars.seed 1"
 VARS ?=
 STEP := $(BIN)/python -m scripts.run
-STEPS := download convert explore debug train assemble evaluate analyze concepts package verify report reference
+STEPS := download convert explore debug teach train assemble evaluate analyze concepts package verify report reference
 PORT ?= 8000
 WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all $(STEPS) experiments document clean app serve bench bench-full ablation test test-slow check
+.PHONY: quickstart all distill $(STEPS) experiments document clean app serve bench bench-full ablation test test-slow check
 
 quickstart: .venv/installed
 	$(STEP) all quickstart
 
-all $(STEPS) clean: .venv/installed
+all distill $(STEPS) clean: .venv/installed
 	$(STEP) $@ $(RUN) $(VARS)
 
 app experiments document: .venv/installed

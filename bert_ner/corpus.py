@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from spacy.language import Language
 from spacy.tokens import Doc, Span, Token
 from spacy.training import Corpus, Example
@@ -130,7 +131,22 @@ def cut_example(example: Example) -> list[Example]:
     pieces = find_pieces(example.reference)
     if len(pieces) < 2 or len(example.predicted) != len(example.reference):
         return [example]
-    return [Example(*(doc[a:b].as_doc() for doc in (example.predicted, example.reference))) for a, b in pieces]
+    cut = [Example(*(doc[a:b].as_doc() for doc in (example.predicted, example.reference))) for a, b in pieces]
+    for piece, (a, b) in zip(cut, pieces, strict=True):
+        _carry_targets(example.reference, piece.reference, np.arange(a, b))
+    return cut
+
+
+def _carry_targets(old: Doc, new: Doc, rows: np.ndarray) -> None:
+    """Give a changed document the targets that the entity recogniser learns from, where the original has some.
+
+    old, new (Doc): The original and the changed document. `user_data["tag_targets"]` has the probabilities of the tags,
+        (tokens, tags); a token with a row of zeros is learnt from its annotation instead.
+    rows (np.ndarray): For each token of the changed document the same token of the original, or -1 for a new token.
+    """
+    targets = old.user_data.get("tag_targets")
+    if targets is not None:
+        new.user_data["tag_targets"] = np.concatenate((targets, np.zeros_like(targets[:1])))[rows]
 
 
 # The names of a corpus by label, and by whether all of them have small letters.
@@ -163,7 +179,7 @@ def rename(example: Example, names: Names) -> Example:
 
     example (Example): The example.
     names (Names): The names to choose from, which include those of the example.
-    RETURNS (Example): The copy, with tags, sentence starts and entities.
+    RETURNS (Example): The copy, with tags, sentence starts and entities. A token of another name is learnt from these.
     """
     doc = example.reference
     keys = [(ent.label_, ent.text.lower()) for ent in doc.ents]
@@ -172,11 +188,12 @@ def rename(example: Example, names: Names) -> Example:
         key: random.choice(names[key[0], key in small]) if random.random() < 1 / 3 else None
         for key in dict.fromkeys(keys)
     }
-    tokens: list[tuple[str, bool, str, bool | None, str | None]] = []  # word, space, tag, sentence start, entity
+    # word, space, tag, sentence start, entity, number in the original
+    tokens: list[tuple[str, bool, str, bool | None, str | None, int]] = []
 
     def keep(token: Token) -> None:
         iob = {"": None, "O": "O"}.get(token.ent_iob_, f"{token.ent_iob_}-{token.ent_type_}")
-        tokens.append((token.text, bool(token.whitespace_), token.tag_, token.is_sent_start, iob))
+        tokens.append((token.text, bool(token.whitespace_), token.tag_, token.is_sent_start, iob, token.i))
 
     end = 0
     for key, ent in zip(keys, doc.ents, strict=True):
@@ -191,21 +208,20 @@ def rename(example: Example, names: Names) -> Example:
             word = token.text.upper() if ent.text.isupper() else token.text
             space = bool((ent[-1] if i + 1 == len(name) else token).whitespace_)
             tokens.append(
-                (word, space, token.tag_, False if i else ent[0].is_sent_start, f"{'I' if i else 'B'}-{key[0]}")
+                (word, space, token.tag_, False if i else ent[0].is_sent_start, f"{'I' if i else 'B'}-{key[0]}", -1)
             )
     for token in doc[end:]:
         keep(token)
-    columns: list[list[Any]] = [list(column) for column in zip(*tokens, strict=True)] or [[]] * 5
-    words, spaces, tags, starts, ents = columns
+    columns: list[list[Any]] = [list(column) for column in zip(*tokens, strict=True)] or [[]] * 6
+    words, spaces, tags, starts, ents, rows = columns
     given = starts if example.predicted.has_annotation("SENT_START") else None
-    return Example(
-        Doc(doc.vocab, words=words, spaces=spaces, sent_starts=given),
-        Doc(doc.vocab, words=words, spaces=spaces, sent_starts=starts, tags=tags, ents=ents),
-    )
+    renamed = Doc(doc.vocab, words=words, spaces=spaces, sent_starts=starts, tags=tags, ents=ents)
+    _carry_targets(doc, renamed, np.array(rows, dtype=int))
+    return Example(Doc(doc.vocab, words=words, spaces=spaces, sent_starts=given), renamed)
 
 
 def recase(doc: Doc, case: Callable[[str], str]) -> Doc:
-    """Copy a document with its words in another case, and the same annotation of tokens and entities.
+    """Copy a document with its words in another case, and the same annotation of tokens and entities, and targets.
 
     doc (Doc): The document.
     case (Callable[[str], str]): Puts a word in the other case, such as `str.lower`.
@@ -213,4 +229,6 @@ def recase(doc: Doc, case: Callable[[str], str]) -> Doc:
     """
     words, spaces = [case(token.text) for token in doc], [bool(token.whitespace_) for token in doc]
     attributes: list[int | str] = ["TAG", "POS", "SENT_START", "ENT_IOB", "ENT_TYPE"]
-    return Doc(doc.vocab, words=words, spaces=spaces).from_array(attributes, doc.to_array(attributes))
+    recased: Doc = Doc(doc.vocab, words=words, spaces=spaces).from_array(attributes, doc.to_array(attributes))
+    _carry_targets(doc, recased, np.arange(len(doc)))
+    return recased

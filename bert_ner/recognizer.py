@@ -149,6 +149,9 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
     def get_loss(self, examples: Iterable[Example], scores: list[Floats2d]) -> tuple[float, list[Floats2d]]:
         """Compute the cross entropy of the tags in nats, summed over the tokens whose tag is annotated.
 
+        Where a reference has probabilities of tags for a token, as `teach` gives them, these are learnt instead of the
+        annotated tag: `user_data["tag_targets"]`, (tokens, tags), in which a row of zeros says that there are none.
+
         examples (Iterable[Example]): The examples.
         scores (list[Floats2d]): The probabilities that the model gave for them.
         RETURNS (tuple[float, list[Floats2d]]): The loss, and for each document its gradient with respect to the logits,
@@ -159,12 +162,18 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         loss, gradients, ops = 0.0, [], self.model.ops
         for example, probabilities in zip(examples, scores, strict=True):
             aligned = _number_tags(example, self.labels)
+            soft, targets = _align_targets(example)
+            aligned[soft] = -1
             annotated, gold = ops.asarray1i(np.flatnonzero(aligned >= 0)), ops.asarray1i(aligned[aligned >= 0])
             gradient = ops.xp.zeros_like(probabilities)
             gradient[annotated] = probabilities[annotated]
             gradient[annotated, gold] -= 1
             gradients.append(gradient)
             loss -= float(ops.xp.log(probabilities[annotated, gold] + 1e-10).sum())
+            if len(soft):
+                soft, targets = ops.asarray1i(soft), ops.asarray2f(targets)
+                gradient[soft] = probabilities[soft] - targets
+                loss -= float((targets * ops.xp.log(probabilities[soft] + 1e-10)).sum())
         return loss, gradients
 
     def calibrate(
@@ -197,6 +206,22 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         temperature = min(np.geomspace(0.5, 4, 25).tolist(), key=cross_entropy)
         softmax.attrs["softmax_temperature"] = temperature
         return float(temperature)
+
+
+def _align_targets(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """Find the targets of tokens. A token that the reference splits, or has as a part of another one, gets none.
+
+    RETURNS (tuple[np.ndarray, np.ndarray]): The numbers of tokens of the predicted document, (n,), int, and the
+        probabilities of their tags, (n, tags), float.
+    """
+    targets = example.reference.user_data.get("tag_targets")
+    if targets is None:
+        return np.zeros(0, dtype=int), np.zeros((0, 0), dtype="float32")
+    there, back = example.alignment.x2y, example.alignment.y2x
+    alone = np.flatnonzero(there.lengths == 1)
+    same = there.data[(np.cumsum(there.lengths) - 1)[alone]]
+    kept = (back.lengths[same] == 1) & targets[same].any(1)
+    return alone[kept], targets[same[kept]]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from common.errors import StepError
 from common.records import code_digest, digest, read_json, sha256
 
 BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
+TAUGHT = "taught"  # train.spacy with what teachers say of it, and texts of which only they say something
 EPOCHS = 4
 HEAD_RATE = 1e-3  # the learning rate of layers that start from random weights, whatever the encoder
 FEWEST_STEPS = 400  # a small corpus is trained on for more epochs until there are so many
@@ -43,22 +44,47 @@ def prepare(
     learn_rate: str = "auto",
     batch_words: str = "auto",
     seed: int = 0,
+    train_on: str = "train",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settle from what a model is trained, before it is trained.
 
-    config, corpus, encoder, epochs, learn_rate, batch_words, seed: As the command `train` takes them.
+    config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on: As the command `train` takes them.
     RETURNS (tuple[dict[str, Any], dict[str, Any]]): The `inputs` of the model's provenance, which identify it: hashes
-        of config, code, encoder and corpus, and the settings. Then the overrides of the config, by dotted name.
-    RAISES (StepError): If a setting is neither "auto" nor a number above 0.
+        of config, code, encoder and corpus, the teachers and their texts, and the settings. Then the overrides of the
+        config, by dotted name.
+    RAISES (StepError): If a setting is neither "auto" nor a number above 0, or if there is no such corpus.
     """
-    overrides = derive(config, corpus / "train.spacy", encoder, epochs, learn_rate, batch_words)
+    taught = find_taught(corpus, train_on)
+    overrides = derive(config, corpus / f"{train_on}.spacy", encoder, epochs, learn_rate, batch_words)
     overrides |= {"system.seed": seed, "paths.dev": str(corpus / "dev.spacy")}
     inputs = identify_recipe(config) | {
         "encoder": sha256(encoder),
-        "corpus": {split: sha256(corpus / f"{split}.spacy") for split in ("train", "dev")},
+        "corpus": {"train": sha256(corpus / f"{train_on}.spacy"), "dev": sha256(corpus / "dev.spacy")},
         "settings": {key: value for key, value in overrides.items() if not key.startswith("paths.")},
     }
-    return inputs, overrides
+    return inputs | taught, overrides
+
+
+def find_taught(corpus: Path, train_on: str) -> dict[str, Any]:
+    """Find whose probabilities of tags a training learns.
+
+    corpus (Path): Folder with train.spacy and, if teachers have annotated it, taught.spacy and taught.json.
+    train_on (str): As the command `train` takes it.
+    RETURNS (dict[str, Any]): Nothing for "train". For "taught", `taught`: a digest of each of the `teachers` and a hash
+        of each of the `texts`, as `teach` recorded them.
+    RAISES (StepError): If `train_on` is neither, or if the teachers have not annotated the present train.spacy.
+    """
+    if train_on == "train":
+        return {}
+    if train_on != TAUGHT:
+        raise StepError(f"train_on is {train_on!r}.", f"It is train, or {TAUGHT} for a run with teachers.")
+    inputs = read_json(corpus / f"{TAUGHT}.json").get("inputs", {})
+    if not (corpus / f"{TAUGHT}.spacy").exists() or inputs.get("train") != sha256(corpus / "train.spacy"):
+        raise StepError(
+            f"{corpus} has no {TAUGHT}.spacy that was made from its present train.spacy.",
+            "Run teach first; make distill RUN=<run> runs it and all that follows.",
+        )
+    return {TAUGHT: {name: inputs[name] for name in ("teachers", "texts")}}
 
 
 def identify_recipe(config: Path) -> dict[str, Any]:

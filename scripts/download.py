@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tqdm
 import typer
@@ -56,13 +56,14 @@ ENCODER_FILES = (
 def download(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, for the three .conll files and encoder/")],
     source: Annotated[str, typer.Option(help="hub, sample, or a folder with the corpus")],
-    encoder: Annotated[str, typer.Option(help="A hub id, minilm, or a folder")],
+    encoder: Annotated[str, typer.Option(help="A hub id, minilm, or a folder: an encoder or a trained pipeline")],
     corpus_name: Annotated[str, typer.Option(help="conll2003, which is checked, or the name of another corpus")],
     hub_datasets: Annotated[str, typer.Option(help="Where the hub may have it: id@revision, in order, with commas")],
     encoder_revision: Annotated[str, typer.Option(help="The encoder's revision on the hub")],
     reference: Annotated[Path, typer.Option(help="Counts and documents of CoNLL-2003", exists=True)],
     sample: Annotated[Path, typer.Option(help="Folder of the sample corpus", exists=True)],
     encoder_requirements: Annotated[Path, typer.Option(help="It pins the small encoder", exists=True)],
+    layers: Annotated[str, typer.Option(help="all, or the encoder's layers to keep, from 0: 0,2,4")] = "all",
 ) -> None:
     """Get the corpus and the encoder of a run, unless they are there."""
     if folder.resolve() == sample.resolve():
@@ -72,7 +73,7 @@ def download(
     expected = read_json(reference) if corpus_name == "conll2003" else {}
     claim(folder, "corpus.json")
     get_corpus(folder, source, corpus_name, hub_datasets.split(","), expected, sample)
-    get_encoder(folder, encoder, encoder_revision, encoder_requirements)
+    get_encoder(folder, encoder, encoder_revision, encoder_requirements, layers)
 
 
 def get_corpus(
@@ -110,24 +111,30 @@ def get_corpus(
     msg.good(f"{folder}: corpus {corpus} from {wanted.get('id', source)}")
 
 
-def get_encoder(folder: Path, encoder: str, revision: str, package: Path) -> None:
+def get_encoder(folder: Path, encoder: str, revision: str, package: Path, layers: str = "all") -> None:
     """Make `folder`'s encoder/ (configuration, tokenizer, weights in safetensors) and encoder.json, its origin.
 
-    The files are hard links to those of the store beside `folder`, where an encoder is fetched and checked once for all
-    runs. On a disk that has no such links they are copies.
+    Of a trained pipeline it is the fine-tuned encoder. The files are hard links to those of the store beside `folder`,
+    where an encoder is fetched and checked once for all runs. On a disk that has no such links they are copies.
 
     RAISES (StepError): If it cannot be had or is not whole. What is in the folder stays as it was.
     """
     local = os.path.isdir(encoder)
+    trained = local and (Path(encoder) / "transformer").is_dir()
     wanted: dict[str, Any]
     if encoder == "minilm":
         pinned = next(line for line in package.read_text("utf8").splitlines() if "==" in line and line[0] != "#")
         wanted = {"encoder": "sentence-transformers/all-MiniLM-L6-v2", "source": pinned}
+    elif trained:
+        name = "/".join(Path(encoder).resolve().parts[-2:])  # of the run and the model: training/<run>/model-best
+        wanted = {"encoder": name, "source": "pipeline", "files": _digests(Path(encoder), ["transformer"])}
     elif local:
         digests = _digests(Path(encoder), _encoder_files(Path(encoder)))
         wanted = {"encoder": Path(encoder).resolve().name, "source": "folder", "files": digests}
     else:
         wanted = {"encoder": encoder, "source": "hub", "revision": revision}
+    if layers != "all":
+        wanted["layers"] = parse_layers(layers)
     if _present(folder, "encoder.json", wanted):
         msg.good(f"{folder}: the encoder is there")
         return
@@ -139,11 +146,15 @@ def get_encoder(folder: Path, encoder: str, revision: str, package: Path) -> Non
                 with _renewed(stored, ["encoder"], "encoder.json", wanted) as new:
                     if encoder == "minilm":
                         _unpack_package(package, new / "encoder")
+                    elif trained:
+                        _extract_encoder(Path(encoder), new / "encoder")
                     elif local:
                         _copy_encoder(Path(encoder), new / "encoder", shutil.copyfile)
                     else:
                         wanted["commit"] = _encoder_from_hub(encoder, revision, new / "encoder")
                     check_encoder(new / "encoder", encoder)
+                    if layers != "all":
+                        keep_layers(new / "encoder", encoder, wanted["layers"])
             finally:
                 drop_if_empty(stored)
         origin = read_json(stored / "encoder.json")
@@ -165,7 +176,7 @@ def _present(folder: Path, record: str, wanted: dict[str, Any]) -> bool:
                 "To train on files of your own, put them elsewhere and name their folder with --vars.source or "
                 f"--vars.encoder. To get the original again, delete {folder / name}.",
             )
-    return whole and all(found.get(key) == value for key, value in wanted.items())
+    return whole and all(found.get(key) == wanted.get(key) for key in (*wanted, "layers"))
 
 
 @contextmanager
@@ -435,6 +446,71 @@ def _unpack_package(requirements: Path, folder: Path) -> None:
                         shutil.copyfileobj(packed, file)
 
 
+def _extract_encoder(pipeline: Path, folder: Path) -> None:
+    """Save the fine-tuned encoder of a trained pipeline, with its tokenizer, as transformers saves one.
+
+    RAISES (StepError): If the pipeline cannot be loaded, or has no such encoder.
+    """
+    import spacy
+
+    import bert_ner  # noqa: F401 (registers what the pipeline names)
+
+    try:
+        model = cast(Any, spacy.load(pipeline).get_pipe("transformer")).model
+        encoder, tokenizer = model.transformer.float(), model.tokenizer
+    except Exception as error:  # of a kind for each way in which a pipeline can be wrong
+        raise StepError(
+            f"{pipeline} is no pipeline of this project that can be loaded ({first_line(error)}).",
+            "Name a trained one, such as training/<run>/model-best.",
+        ) from error
+    _save_weights(encoder, folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _save_weights(model: Any, folder: Path) -> None:
+    """Save a model without the weights of its pooler, which may be random numbers: nothing uses it."""
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("pooler.")}
+    model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+
+
+def parse_layers(layers: str) -> list[int]:
+    """Read numbers with commas between them.
+
+    layers (str): Such as 0,2,4.
+    RETURNS (list[int]): The numbers, each once, in order.
+    RAISES (StepError): If it is something else.
+    """
+    if not re.fullmatch(r"\d+(\s*,\s*\d+)*", layers, re.ASCII):
+        raise StepError(f"layers is {layers!r}, neither all nor numbers.", "For example: --vars.layers 0,2,4")
+    return sorted({int(number) for number in layers.split(",")})
+
+
+def keep_layers(folder: Path, name: str, layers: list[int]) -> None:
+    """Keep some of the layers of an encoder.
+
+    folder (Path): The encoder, which `check_encoder` has passed. Its files are replaced.
+    name (str): For messages.
+    layers (list[int]): The layers to keep, which are numbered from 0, in order.
+    RAISES (StepError): If it has no such layer, or if it is not clear what its layers are.
+    """
+    from torch.nn import ModuleList
+
+    model, _ = _load_model(folder)
+    number = model.config.num_hidden_layers
+    stacks = [part for part in model.modules() if isinstance(part, ModuleList) and len(part) == number]
+    if len(stacks) != 1:
+        raise StepError(f"{name}: its {number} layers are not one list of modules.", "Use all of them: layers all.")
+    if layers[-1] >= number:
+        raise StepError(f"{name} has no layer {layers[-1]}, only {number}, from 0.", "Choose others: --vars.layers 0,2")
+    for place, layer in enumerate([stacks[0][i] for i in layers]):
+        stacks[0][place] = layer
+    del stacks[0][len(layers) :]
+    model.config.num_hidden_layers = len(layers)
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
+        path.unlink()
+    _save_weights(model, folder)
+
+
 def check_encoder(folder: Path, name: str) -> None:
     """Make sure that a folder holds an encoder that can be trained, by loading it as training will.
 
@@ -495,13 +571,16 @@ def check_encoder(folder: Path, name: str) -> None:
         )
 
 
-def _check_weights(folder: Path, name: str, remedy: str) -> None:
-    import torch
+def _load_model(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Load a model, and list the weights that are missing, left over or of another shape.
+
+    transformers would warn of them, and of heads, which nobody needs.
+    """
     from transformers import AutoModel
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers warns of what is checked here, and of heads, which nobody needs
+    logging.set_verbosity_error()
     try:
         model, found = AutoModel.from_pretrained(
             folder,
@@ -510,10 +589,18 @@ def _check_weights(folder: Path, name: str, remedy: str) -> None:
             ignore_mismatched_sizes=True,  # then they are listed, instead of an error that names none
             output_loading_info=True,
         )
-    except Exception as error:
-        raise StepError(f"{name}: its weights cannot be loaded ({first_line(error)}).", remedy) from error
     finally:
         logging.set_verbosity(verbosity)
+    return model, found
+
+
+def _check_weights(folder: Path, name: str, remedy: str) -> None:
+    import torch
+
+    try:
+        model, found = _load_model(folder)
+    except Exception as error:
+        raise StepError(f"{name}: its weights cannot be loaded ({first_line(error)}).", remedy) from error
     if others := found["mismatched_keys"]:
         problem = f"{name}: {len(others)} of its weights, {min(others)} for one, have other shapes than by config.json."
         raise StepError(problem, remedy)

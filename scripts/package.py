@@ -82,7 +82,7 @@ Encoder: {encoder}. The training took {seconds} seconds on {device}, with {versi
 
 The pipeline finds the kinds of names, in the kind of text, that its corpus has. Expect lower scores on other text. It
 may be better with the names of some people, places or languages than with others; the table compares names seen in
-training with unseen ones. The licences of the corpus and the encoder ({licenses}) bind this pipeline too.
+training with unseen ones. The licences of what it was made from ({licenses}) bind this pipeline too.
 
 | entities of test | | number | precision | recall | F1 |
 |---|---|---|---|---|---|
@@ -114,7 +114,10 @@ def package(
     if not (test and evaluation and analysis):
         raise StepError(f"{metrics} lacks test.json, evaluation.json or analysis.json.", "Run evaluate and analyze.")
     corpus, encoder = (SOURCES.get(evaluation[key], {"name": evaluation[key]}) for key in ("corpus", "encoder"))
-    allowed = find_license(license, corpus, encoder)
+    sources = [corpus, encoder]
+    if "taught" in evaluation["training"].get("inputs", {}):
+        sources.append({"name": "its teachers"})  # who were trained on a corpus that nobody knows here
+    allowed = find_license(license, *sources)
     with staged(packages / "pipeline") as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         if weights is Weights.float16:
@@ -129,7 +132,7 @@ def package(
             "license": allowed,
             "requirements": read_requirements(requirements),
             "description": f"Named entities in English, by {encoder['name']} fine-tuned on {corpus['name']}.",
-            "sources": [corpus, encoder],
+            "sources": sources,
             "performance": {key: value for key, value in test.items() if key != "speed"},
         }
         write_json(folder / "meta.json", meta)
@@ -168,15 +171,15 @@ def read_requirements(path: Path) -> list[str]:
     return [bounds[name] for name in NEEDED]
 
 
-def find_license(asked: str, corpus: dict[str, str], encoder: dict[str, str]) -> str:
-    """Choose the licence of a pipeline, which cannot allow more than those of its corpus and its encoder.
+def find_license(asked: str, *sources: dict[str, str]) -> str:
+    """Choose the licence of a pipeline, which cannot allow more than those of what it was made from.
 
     asked (str): A licence, or auto.
-    corpus, encoder (dict[str, str]): As in SOURCES.
+    *sources (dict[str, str]): The corpus, the encoder and perhaps more, as in SOURCES.
     RETURNS (str): The licence.
     RAISES (StepError): If the licence that was asked for contradicts them.
     """
-    bound = next((source for source in (corpus, encoder) if source.get("license") == RESEARCH), None)
+    bound = next((source for source in sources if source.get("license") == RESEARCH), None)
     if bound and asked not in ("auto", RESEARCH):
         raise StepError(
             f"The licence {asked} contradicts that of {bound['name']}: {RESEARCH}.",
@@ -184,10 +187,10 @@ def find_license(asked: str, corpus: dict[str, str], encoder: dict[str, str]) ->
         )
     if asked != "auto":
         return asked
-    unknown = [source["name"] for source in (corpus, encoder) if "license" not in source]
+    unknown = [source["name"] for source in sources if "license" not in source]
     if bound:
         return RESEARCH
-    return f"see the licences of {' and '.join(unknown)}" if unknown else encoder["license"]
+    return f"see the licences of {' and '.join(unknown)}" if unknown else sources[1]["license"]
 
 
 def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any], analysis: dict[str, Any]) -> str:
@@ -198,7 +201,7 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any],
     evaluation, analysis (dict[str, Any]): As the steps evaluate and analyze write them.
     RETURNS (str): Markdown.
     """
-    corpus, encoder = meta["sources"]
+    corpus, encoder, *_ = meta["sources"]
     counts, training = evaluation["counts"]["train"], evaluation["training"]
     scores = evaluation["test"]["calibration"]
 
@@ -237,7 +240,7 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any],
         corpus=corpus["name"],
         encoder=encoder["name"],
         licenses="; ".join(
-            f"{source['name']}: {source.get('license', 'see its source')}" for source in (corpus, encoder)
+            f"{source['name']}: {source.get('license', 'see its source')}" for source in meta["sources"]
         ),
         seconds=training["seconds"],
         device=training["device"],

@@ -41,16 +41,17 @@ def train(
     learn_rate: Annotated[str, typer.Option(help="Highest learning rate, or auto: from the encoder's width")] = "auto",
     batch_words: Annotated[str, typer.Option(help="Words in a batch, or auto: fewer for a small corpus")] = "auto",
     seed: Annotated[int, typer.Option(help="For weights, order and dropout")] = 0,
+    train_on: Annotated[str, typer.Option(help="train, or taught: what `teach` made of it")] = "train",
     aside: Annotated[bool, typer.Option("--aside", help="Keep the model beside model-best, which stays")] = False,
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
 ) -> None:
     """Train a pipeline, unless there is one from the same inputs."""
     use_gpu(gpu_id)
-    inputs, overrides = prepare(config, corpus, encoder, epochs, learn_rate, batch_words, seed)
+    inputs, overrides = prepare(config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on)
     place = folder / (f"{BEST}-{digest(inputs)}" if aside else BEST)
     made(folder, place.name, f"unfinished-{digest(inputs)}")
     if not restore_trained(folder, inputs, place):
-        train_anew(config, folder, inputs, overrides, place, gpu_id)
+        train_anew(config, folder, corpus, inputs, overrides, place, gpu_id)
 
 
 def restore_trained(folder: Path, inputs: dict[str, Any], place: Path) -> bool:
@@ -86,12 +87,17 @@ def move_into_place(model: Path, place: Path) -> None:
 
 
 def train_anew(
-    config: Path, folder: Path, inputs: dict[str, Any], overrides: dict[str, Any], place: Path, gpu_id: int
+    config: Path,
+    folder: Path,
+    corpus: Path,
+    inputs: dict[str, Any],
+    overrides: dict[str, Any],
+    place: Path,
+    gpu_id: int,
 ) -> None:
     """Train in a folder that belongs to these inputs, and go on from what an interrupted training left there.
 
-    config, gpu_id: As `train` takes them.
-    folder (Path): The folder of the run.
+    config, folder, corpus, gpu_id: As `train` takes them.
     inputs, overrides (dict[str, Any]): As `prepare` gives them.
     place (Path): Where the finished model shall stand.
     """
@@ -117,7 +123,7 @@ def train_anew(
     began = time.monotonic()
     with without_pooler_warning():
         spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides | logger)
-    temperature = calibrate(unfinished / BEST, Path(overrides["paths.train"]), Path(overrides["paths.dev"]))
+    temperature = calibrate(unfinished / BEST, corpus / "train.spacy", corpus / "dev.spacy")
     record = {
         "inputs": inputs,
         "resumed": start.exists(),

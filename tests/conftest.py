@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
 import string
@@ -44,7 +45,7 @@ def write_corpus(folder: Path, text: str | None = None) -> Path:
     return folder
 
 
-def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
+def save_tiny_encoder(folder: Path, width: int = 32, layers: int = 1) -> Path:
     """A random BERT with its head for masked words, as bert-base-uncased has; its tokenizer knows letters only."""
     import torch
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
@@ -57,13 +58,28 @@ def save_tiny_encoder(folder: Path, width: int = 32) -> Path:
     config = BertConfig(
         vocab_size=len(pieces),
         hidden_size=width,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=2 * width,
     )
     BertForMaskedLM(config).save_pretrained(folder, safe_serialization=True)
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
     return folder
+
+
+def name_as_on_the_hub(encoder: Path) -> Path:
+    """Give the weights of a BERT their names in bert-base-uncased: gamma and beta for those of LayerNorm."""
+    from safetensors.torch import load_file, save_file
+
+    greek = {"weight": "gamma", "bias": "beta"}
+    weights = load_file(encoder / "model.safetensors")
+    named = {
+        re.sub("LayerNorm.(weight|bias)", lambda m: f"LayerNorm.{greek[m[1]]}", name): weight
+        for name, weight in weights.items()
+    }
+    assert any(name.startswith("bert.") for name in named) and any(name.startswith("cls.") for name in named)
+    save_file(named, encoder / "model.safetensors", {"format": "pt"})
+    return encoder
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,3 +183,43 @@ def test_batches_hold_each_example_once_and_the_shares_in_other_case() -> None:
         assert 60 < sum(text == case(text) for text in texts) < 140
     assert [text.lower() for text in texts] != [example.reference.text.lower() for example in examples]
     assert all(example.predicted.text == example.reference.text for batch in batches for example in batch)
+
+
+def with_targets(doc: Doc) -> Doc:
+    """Give each token a row of its own number, which is never 0."""
+    doc.user_data["tag_targets"] = np.repeat(np.arange(1.0, len(doc) + 1)[:, None], 3, axis=1)
+    return doc
+
+
+@given(documents_with_names(), st.sampled_from([0.0, 0.999, None]))
+def test_kept_tokens_keep_their_targets_and_new_names_have_none(doc: Doc, chance: float | None) -> None:
+    names = corpus.collect_names([doc, OTHERS])
+    example = Example(Doc(doc.vocab, words=[token.text for token in doc]), with_targets(doc))
+    with pytest.MonkeyPatch.context() as patched:
+        if chance is not None:
+            patched.setattr(random, "random", lambda: chance)
+        after = corpus.rename(example, names).reference
+    rows = after.user_data["tag_targets"][:, 0].tolist()
+    assert len(rows) == len(after)
+    outside = [[token.i for token in part if not token.ent_type_] for part in (doc, after)]
+    assert [rows[i] for i in outside[1]] == [i + 1 for i in outside[0]]
+    for old, new in zip(doc.ents, after.ents, strict=True):
+        kept = [float(token.i + 1) for token in old]
+        assert rows[new.start : new.end] in (kept, [0.0] * len(new))
+        assert old.text.lower() == new.text.lower() or not any(rows[new.start : new.end])
+    assert corpus.recase(after, str.upper).user_data["tag_targets"].tolist() == after.user_data["tag_targets"].tolist()
+
+
+def test_a_cut_document_keeps_the_targets_of_each_piece() -> None:
+    doc = with_targets(Doc(nlp.vocab, words=["Turku"] * 3200, ents=["B-LOC"] * 3200))
+    pieces = corpus.cut_example(Example(Doc(nlp.vocab, words=["Turku"] * 3200), doc))
+    assert [len(piece.reference) for piece in pieces] == [1500, 1500, 200]
+    assert all(len(piece.reference.user_data["tag_targets"]) == len(piece.reference) for piece in pieces)
+    rows = np.concatenate([piece.reference.user_data["tag_targets"] for piece in pieces])
+    assert rows[:, 0].tolist() == list(range(1, 3201))
+
+
+def test_a_document_without_targets_gets_none() -> None:
+    doc = Doc(nlp.vocab, words=["Turku"], ents=["B-LOC"])
+    after = corpus.rename(Example(doc.copy(), doc), corpus.collect_names([doc])).reference
+    assert not after.user_data and not corpus.recase(after, str.lower).user_data

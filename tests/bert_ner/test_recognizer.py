@@ -203,3 +203,39 @@ def test_gold_tags_are_those_of_spacy(data: st.DataObject) -> None:
         example = Example(predicted, reference)
         expected = [tags.index(tag) if tag in tags else -1 for tag in example.get_aligned_ner()]
         assert recognizer._number_tags(example, labels).tolist() == expected
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_targets_are_learnt_where_there_are_some_and_else_the_tags(pipeline: Language, size: int, seed: int) -> None:
+    ner = pipeline.get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    random = np.random.default_rng(seed)
+    probabilities, targets = random.dirichlet(np.ones(len(ner.tags)), (2, size)).astype("float32")
+    targets[random.random(size) < 0.3] = 0
+    gold = random.choice(["U-PER", "U-LOC", "O", "-"], size).tolist()
+    example = Example.from_dict(Doc(nlp.vocab, words=["Mira"] * size), {"words": ["Mira"] * size, "entities": gold})
+    example.reference.user_data["tag_targets"] = targets
+    loss, (gradient,) = ner.get_loss([example], [probabilities])
+    expected = 0.0
+    for i, tag in enumerate(gold):
+        row = targets[i] if targets[i].any() else np.eye(len(ner.tags))[ner.tags.index(tag)] if tag != "-" else None
+        if row is None:
+            assert not gradient[i].any()
+            continue
+        expected -= float((row * np.log(probabilities[i] + 1e-10)).sum())
+        np.testing.assert_allclose(gradient[i], probabilities[i] - row, atol=1e-6)
+    assert loss == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_a_token_that_the_reference_cuts_otherwise_is_learnt_from_its_tag(pipeline: Language) -> None:
+    ner = pipeline.get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    spaces = [False, False, True, True, False]
+    reference = Doc(nlp.vocab, words=["9", "-", "1", "Turku", "."], spaces=spaces, ents=["O", "O", "O", "B-LOC", "O"])
+    reference.user_data["tag_targets"] = targets = np.full((5, len(ner.tags)), 1 / len(ner.tags), dtype="float32")
+    predicted = Doc(nlp.vocab, words=["9-1", "Turku", "."], spaces=[True, False, False])
+    sure = np.zeros((3, len(ner.tags)), dtype="float32")
+    sure[:, 0] = 1
+    _, (gradient,) = ner.get_loss([Example(predicted, reference)], [sure])
+    np.testing.assert_allclose(gradient, [np.zeros(len(ner.tags)), *(sure[1:] - targets[3:])])

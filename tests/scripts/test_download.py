@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shutil
 import socket
 import string
@@ -40,7 +39,8 @@ from scripts import download as step
 from scripts.clean import clean
 from scripts.convert import convert
 from scripts.download import describe, restore
-from tests.conftest import ROOT, guard, python, save_tiny_encoder, words, write_corpus
+from scripts.train import train as train_pipeline
+from tests.conftest import ROOT, guard, name_as_on_the_hub, python, save_tiny_encoder, words, write_corpus
 from tests.hub import Failure, Hub
 
 SAMPLE = ROOT / "assets" / "sample"
@@ -48,7 +48,6 @@ CONFIG = ROOT / "configs" / "bert.cfg"
 PACKAGE = ROOT / "requirements-minilm.txt"
 NAMES = {"train": "train", "dev": "validation", "test": "test"}
 CONLL = ["dev.conll", "test.conll", "train.conll"]
-GREEK = {"weight": "gamma", "bias": "beta"}
 
 
 @cache
@@ -554,7 +553,7 @@ def encoder(folder: Path, source: Path | str) -> None:
     step.get_encoder(folder, str(source), "main", PACKAGE)
 
 
-def save_encoder(folder: Path, kind: str) -> Path:
+def save_encoder(folder: Path, kind: str, layers: int = 2) -> Path:
     """A tiny random encoder of an architecture, with the head that it was pretrained with and its tokenizer."""
     import torch
     import transformers
@@ -580,11 +579,11 @@ def save_encoder(folder: Path, kind: str) -> Path:
         cased = {"do_lower_case": False, "model_max_length": 512}
         tokenizer = tokenizers[kind](str(folder / "vocab.txt"), **cased)
     tokenizer.save_pretrained(folder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 64}
     config, model = {
         "bert": (transformers.BertConfig(**sizes), transformers.BertForMaskedLM),
         "distilbert": (
-            transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64),
+            transformers.DistilBertConfig(dim=32, n_layers=layers, n_heads=2, hidden_dim=64),
             transformers.DistilBertForMaskedLM,
         ),
         "electra": (transformers.ElectraConfig(embedding_size=16, **sizes), transformers.ElectraForPreTraining),
@@ -642,12 +641,69 @@ def test_other_architectures_are_refused(kind: str, tmp_path: Path, tiny_encoder
 
 def test_names_as_on_the_hub_pass(tmp_path: Path, tiny_encoder: Path) -> None:
     """bert-base-uncased there: all below `bert.`, gamma and beta for LayerNorm's weights, heads, no pooler."""
-    source = shutil.copytree(tiny_encoder, tmp_path / "source")
-    weights = load_file(source / "model.safetensors")
-    names = {name: re.sub("LayerNorm.(weight|bias)", lambda m: f"LayerNorm.{GREEK[m[1]]}", name) for name in weights}
-    assert any(name.startswith("bert.") for name in names) and any(name.startswith("cls.") for name in names)
-    save_file({names[name]: weight for name, weight in weights.items()}, source / "model.safetensors", {"format": "pt"})
-    encoder(tmp_path / "run", source)
+    encoder(tmp_path / "run", name_as_on_the_hub(shutil.copytree(tiny_encoder, tmp_path / "source")))
+
+
+@pytest.mark.parametrize("kind", step.TESTED)
+def test_some_layers_of_an_encoder_are_kept(kind: str, tmp_path: Path) -> None:
+    """What it computes is what the whole one does when it passes over the others."""
+    import torch
+    from transformers import AutoModel
+
+    source = save_encoder(tmp_path / kind, kind, layers=4)
+    step.get_encoder(tmp_path / "run", str(source), "main", PACKAGE, "3, 0,3")
+    assert read_json(tmp_path / "run/encoder.json")["layers"] == [0, 3]
+    whole, some = (AutoModel.from_pretrained(folder).eval() for folder in (source, tmp_path / "run/encoder"))
+    stack = next(part for part in whole.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == 4)
+    del stack[1:3]
+    assert some.config.num_hidden_layers == 2
+    ids = torch.tensor([[0, 7, 8, 9, 2]])
+    with torch.inference_mode():
+        assert torch.equal(whole(ids).last_hidden_state, some(ids).last_hidden_state)
+    before = sha256(tmp_path / "run/encoder")
+    step.get_encoder(tmp_path / "run", str(source), "main", PACKAGE, "0,3")
+    assert sha256(tmp_path / "run/encoder") == before
+    step.get_encoder(tmp_path / "run", str(source), "main", PACKAGE)
+    assert AutoModel.from_pretrained(tmp_path / "run/encoder").config.num_hidden_layers == 4, "all are wanted again"
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("", "layers is '', neither all nor numbers"),
+        ("-1", "layers is '-1', neither"),
+        ("first", "layers is 'first', neither"),
+        ("0,1", "has no layer 1, only 1"),
+    ],
+)
+def test_layers_that_an_encoder_has_not_are_refused(tmp_path: Path, tiny_encoder: Path, layers: str, said: str) -> None:
+    with pytest.raises(StepError, match=said):
+        step.get_encoder(tmp_path / "run", str(tiny_encoder), "main", PACKAGE, layers)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_encoder_of_a_trained_pipeline_can_be_trained_again(
+    tmp_path: Path, tiny_encoder: Path, tiny_corpus: Path
+) -> None:
+    import torch
+    from transformers import AutoModel
+
+    train_pipeline(CONFIG, tmp_path / "teacher", tiny_corpus, tiny_encoder, epochs="1")
+    model = tmp_path / "teacher/model-best"
+    encoder(tmp_path / "run", model)
+    origin = read_json(tmp_path / "run/encoder.json")
+    assert origin["encoder"] == "teacher/model-best" and origin["source"] == "pipeline"
+    transformer: Any = spacy.load(model).get_pipe("transformer")
+    tuned = transformer.model.transformer.state_dict()
+    saved = AutoModel.from_pretrained(tmp_path / "run/encoder").state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in tuned.items() if "pooler" not in name)
+    train_pipeline(CONFIG, tmp_path / "student", tiny_corpus, tmp_path / "run/encoder", epochs="1")
+    before = sha256(tmp_path / "run/encoder")
+    encoder(tmp_path / "run", model)
+    assert sha256(tmp_path / "run/encoder") == before
+    (model / "transformer/model").unlink()
+    with pytest.raises(StepError, match="is no pipeline of this project that can be loaded"):
+        encoder(tmp_path / "other", model)
 
 
 def remove(folder: Path, *names: str) -> None:

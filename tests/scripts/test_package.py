@@ -52,6 +52,7 @@ def test_no_licence_allows_more_than_those_of_corpus_and_encoder() -> None:
     assert find_license("auto", bound, free) == find_license(RESEARCH, bound, free) == RESEARCH
     assert find_license("auto", free, free) == "Apache-2.0" and find_license("MIT", free, free) == "MIT"
     assert find_license("auto", unknown, free) == "see the licences of c"
+    assert find_license("auto", free, free, unknown) == "see the licences of c"
     with pytest.raises(StepError, match="contradicts that of a: research only"):
         find_license("Apache-2.0", bound, free)
 

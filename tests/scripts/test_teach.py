@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import spacy
+from hypothesis import given
+from hypothesis import strategies as st
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+
+from bert_ner.recognizer import find_entities_of
+from common.corpora import read_docs
+from common.errors import StepError
+from common.records import digest, read_json, sha256
+from scripts import teach as step
+from scripts.convert import convert
+from scripts.teach import teach
+from scripts.train import train
+from tests.conftest import ROOT, Project, copy_project, name_as_on_the_hub, save_tiny_encoder, words, write_corpus
+
+CONFIG = ROOT / "configs" / "bert.cfg"
+nlp = spacy.blank("en")
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_encoder: Path) -> Path:
+    """A folder with two trained pipelines, model-best and another."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed in (0, 1):
+        train(CONFIG, folder, tiny_corpus, tiny_encoder, epochs="1", seed=seed)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, tiny_corpus: Path) -> Path:
+    return Path(shutil.copytree(tiny_corpus, tmp_path / "student"))
+
+
+# Texts
+
+TEXTS = ["Mira left Turku.", "Oslo sleeps,\nand so does Peru.", "Kenya beat Malta."]
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".txt":
+        (text,) = texts
+        path.write_text(text, "utf8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n\n" for text in texts), "utf8")
+    elif path.suffix == ".parquet":
+        rows = pyarrow.table({"id": list(range(len(texts))), "text": texts})
+        pyarrow.parquet.write_table(rows, path)
+    else:
+        DocBin(docs=map(nlp, texts)).to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet", ".spacy"])
+def test_texts_are_read_from_files_of_each_kind(tmp_path: Path, kind: str) -> None:
+    texts = TEXTS[:1] if kind == ".txt" else TEXTS
+    path = write_texts(tmp_path / f"texts{kind}", texts)
+    assert [doc.text for doc in step.read_texts(path, nlp)] == texts
+
+
+def test_a_folder_has_texts_in_files_of_several_kinds(tmp_path: Path) -> None:
+    for place in ("a.txt", "b/c.jsonl", "d.spacy"):
+        write_texts(tmp_path / place, TEXTS[:1])
+    (tmp_path / "readme.md").write_text("Not a text.")
+    assert [doc.text for doc in step.read_texts(tmp_path, nlp)] == TEXTS[:1] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "said"),
+    [
+        ("a.txt", b"Turku\nna\xefve", r"a\.txt, line 2: this is not UTF-8"),
+        ("a.jsonl", b'{"text": "Turku"}\n{"text": ', r"a\.jsonl, line 2: this is not JSON"),
+        ("a.jsonl", b'\n{"title": "Turku"}', r"a\.jsonl, line 2: there is no text"),
+        ("a.jsonl", b'["Turku"]', r"a\.jsonl, line 1: there is no text"),
+        ("a.jsonl", b'{"text": 3}', r"a\.jsonl, line 1: there is no text"),
+        ("a.jsonl", b"\xff", r"a\.jsonl, line 1: this is not JSON"),
+        ("a.parquet", b"PAR1", r"a\.parquet cannot be read"),
+        ("a.spacy", b"Turku", r"a\.spacy is damaged"),
+        ("a.docx", b"Turku", r"a\.docx is not a file of a known kind"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(tmp_path: Path, name: str, contents: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(StepError, match=said) as error:
+        list(step.read_texts(tmp_path / name, nlp))
+    assert error.value.remedy
+
+
+def test_a_row_or_a_folder_without_text_is_refused(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["Turku", None]}), tmp_path / "a.parquet")
+    with pytest.raises(StepError, match=r"a\.parquet, row 2: there is no text"):
+        list(step.read_texts(tmp_path / "a.parquet", nlp))
+    pyarrow.parquet.write_table(pyarrow.table({"title": ["Turku"]}), tmp_path / "b.parquet")
+    with pytest.raises(StepError, match=r"b\.parquet, row 1: there is no text"):
+        list(step.read_texts(tmp_path / "b.parquet", nlp))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StepError, match="empty has no file of a known kind"):
+        list(step.read_texts(tmp_path / "empty", nlp))
+
+
+def test_long_texts_are_cut_and_empty_ones_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_texts(tmp_path / "texts.jsonl", ["Turku " * 4000, "", "Oslo"])
+    docs = list(step.cut_texts([path], nlp))
+    assert [len(doc) for doc in docs] == [1500, 1500, 1000, 1] and all(not doc.has_unknown_spaces for doc in docs)
+    assert "Left out 1 documents" in words(capsys.readouterr().out)
+
+
+def test_paths_and_patterns_are_found(tmp_path: Path) -> None:
+    for name in ("a", "b1", "b2"):
+        (tmp_path / name).touch()
+    assert step.find_paths(f"{tmp_path}/b*, {tmp_path}/a,") == [tmp_path / name for name in ("b1", "b2", "a")]
+    assert step.find_paths("") == []
+    with pytest.raises(StepError, match=r"There is no .*/c\*"):
+        step.find_paths(f"{tmp_path}/a,{tmp_path}/c*")
+
+
+# Targets
+
+
+@given(st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_a_target_is_half_the_tag_of_the_corpus_where_there_is_one(size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    predicted = random.dirichlet(np.ones(5), size).astype("float32")
+    gold = random.integers(-1, 5, size)
+    targets = step.mix(predicted, gold)
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
+    for row, before, tag in zip(targets, predicted, gold, strict=True):
+        expected = before if tag < 0 else before / 2 + np.eye(5)[tag] / 2
+        np.testing.assert_allclose(row, expected, rtol=1e-5)
+
+
+def test_the_student_gets_the_mean_of_the_teachers_beside_the_corpus(
+    corpus: Path, teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = write_texts(tmp_path / "texts.jsonl", TEXTS)
+    before = {path: sha256(path) for path in corpus.glob("*.spacy")}
+    teach(corpus, f"{teachers}/model-best*", str(texts))
+    assert all(sha256(path) == known for path, known in before.items()), "the corpus is what convert made of it"
+    gold, docs = (read_docs(corpus / name, nlp.vocab) for name in ("train.spacy", "taught.spacy"))
+    assert [doc.text for doc in docs] == [doc.text for doc in gold] + TEXTS
+    pipelines = [spacy.load(path) for path in sorted(teachers.glob("model-best*"))]
+    for i, doc in enumerate(docs):
+        means = np.mean([predict(pipeline, doc) for pipeline in pipelines], axis=0)
+        targets = doc.user_data["tag_targets"]
+        assert targets.shape == (len(doc), 1 + 4 * 2) and targets.dtype == "float32"
+        assert doc.has_annotation("SENT_START")
+        if i < len(gold):
+            assert [ent.label_ for ent in doc.ents] == [ent.label_ for ent in gold[i].ents]
+            assert [token.tag_ for token in doc] == [token.tag_ for token in gold[i]]
+            tags = pipelines[0].get_pipe("ner").tags  # type: ignore[attr-defined]
+            labels = [tags.index(tag) for tag in Example(gold[i].copy(), gold[i]).get_aligned_ner()]
+            means = means / 2 + np.eye(len(tags))[labels] / 2
+        else:
+            ents = [(ent.start, ent.end) for ent in doc.ents]
+            doc.set_ents([])  # else they would be kept
+            (entities,) = find_entities_of([doc], [targets])
+            assert [entity[:2] for entity in entities] == ents
+        np.testing.assert_allclose(targets, means, atol=1e-4)
+    made = sha256(corpus / "taught.spacy")
+    capsys.readouterr()
+    teach(corpus, ",".join(map(str, sorted(teachers.glob("model-best*"), reverse=True))), str(texts))
+    assert "is there" in words(capsys.readouterr().out) and sha256(corpus / "taught.spacy") == made
+    teach(corpus, str(teachers / "model-best"), str(texts))
+    assert sha256(corpus / "taught.spacy") != made
+
+
+def predict(pipeline: Any, doc: Doc) -> np.ndarray:
+    spaces = None if doc.has_unknown_spaces else [bool(token.whitespace_) for token in doc]
+    copied = Doc(pipeline.vocab, words=[token.text for token in doc], spaces=spaces)
+    for name in ("transformer", "tok2vec"):
+        copied = pipeline.get_pipe(name)(copied)
+    (probabilities,) = pipeline.get_pipe("ner").predict([copied])
+    return np.asarray(probabilities)
+
+
+def test_teachers_of_other_labels_and_other_folders_are_refused(
+    tmp_path: Path, teachers: Path, tiny_corpus: Path
+) -> None:
+    convert(write_corpus(tmp_path / "assets", "Mira B-person\nsleeps O\n\nTurku B-LOC\n"), tmp_path / "other")
+    with pytest.raises(StepError, match=r"model-best has the labels LOC, PER, and the corpus LOC, person"):
+        teach(tmp_path / "other", str(teachers / "model-best"), "")
+    with pytest.raises(StepError, match="is no pipeline of this project"):
+        teach(tmp_path / "other", str(tiny_corpus), "")
+    nlp.to_disk(tmp_path / "blank")
+    with pytest.raises(StepError, match="is no pipeline of this project"):
+        teach(tmp_path / "other", str(tmp_path / "blank"), "")
+    with pytest.raises(StepError, match="has no teachers"):
+        teach(tmp_path / "other", "", "")
+    with pytest.raises(StepError, match="trains on train, from which") as error:
+        teach(tmp_path / "other", str(teachers / "model-best"), "", train_on="train")
+    assert "train_on: taught" in error.value.remedy
+    assert not list((tmp_path / "other").glob("taught*"))
+
+
+# Training
+
+
+def test_a_student_is_trained_on_what_was_taught_and_names_its_teachers(
+    corpus: Path, teachers: Path, tmp_path: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(**options: Any) -> dict[str, Any]:
+        train(CONFIG, tmp_path / "run", corpus, tiny_encoder, epochs="1", **options)
+        return read_json(tmp_path / "run/model-best/provenance.json")["inputs"]  # type: ignore[no-any-return]
+
+    with pytest.raises(StepError, match=r"has no taught\.spacy that was made from its present train\.spacy"):
+        run(train_on="taught")
+    texts = write_texts(tmp_path / "texts.jsonl", TEXTS)
+    teach(corpus, str(teachers / "model-best"), str(texts))
+    taught, plain = run(train_on="taught"), run()
+    known = read_json(teachers / "model-best/provenance.json")["inputs"]
+    assert taught["taught"] == {"teachers": [digest(known)], "texts": [sha256(texts)]} and "taught" not in plain
+    assert taught["corpus"]["train"] == sha256(corpus / "taught.spacy") != plain["corpus"]["train"]
+    assert plain["corpus"]["train"] == known["corpus"]["train"]
+    capsys.readouterr()
+    assert run(train_on="taught") == taught and "Training in" not in capsys.readouterr().out
+    with pytest.raises(StepError, match="train_on is 'dev'"):
+        run(train_on="dev")
+    DocBin(docs=[Doc(nlp.vocab, words=["Turku"], ents=["B-LOC"])]).to_disk(corpus / "train.spacy")
+    with pytest.raises(StepError, match="has no taught"):
+        run(train_on="taught")
+
+
+@pytest.mark.slow
+def test_a_large_teacher_makes_a_small_student_by_one_line(tmp_path: Path) -> None:
+    """As bert-base-uncased on the hub, but for its weights, which are random, and its few wordpieces."""
+    project = Project(copy_project(tmp_path / "project"), tmp_path / "large")
+    name_as_on_the_hub(save_tiny_encoder(project.encoder, width=768, layers=12))
+    source = write_corpus(tmp_path / "source")
+    texts = write_texts(tmp_path / "texts.jsonl", TEXTS)
+    shared: dict[str, Any] = {"source": str(source), "corpus": "mine"}
+    for step_name in ("download", "convert"):
+        done = project.run(step_name, run="teacher", **shared)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = project.run("train", run="teacher", **shared)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    student = shared | {"encoder": str(save_tiny_encoder(tmp_path / "small")), "environment": "present"}
+    student |= {"teachers": "training/teacher/model-best", "texts": str(texts)}
+    done = project.run("distill", run="student", **student)
+    assert done.returncode == 1 and "train_on: taught" in words(done.stdout)
+    student["train_on"] = "taught"
+    done = project.run("all", run="student", **student)
+    assert done.returncode == 1 and "corpus/student/taught.spacy" in words(done.stdout + done.stderr)
+    done = project.run("distill", run="student", **student)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = project.folder / "training/student/model-best"
+    packaged = read_json(project.folder / "packages/student/en_bert_ner-1.0.0/meta.json")
+    assert "its teachers" in packaged["license"]
+    teacher = read_json(project.folder / "training/teacher/model-best/provenance.json")["inputs"]
+    assert read_json(model / "provenance.json")["inputs"]["taught"]["teachers"] == [digest(teacher)]
+    assert sum(f.stat().st_size for f in model.rglob("*")) < 0.05 * sum(
+        f.stat().st_size for f in (project.folder / "training/teacher/model-best").rglob("*")
+    )
+    before = sha256(model)
+    done = project.run("all", run="student", **student)
+    assert done.returncode == 0 and "Skipping 'train': nothing changed" in done.stdout and sha256(model) == before
+
+    half = student | {"encoder": "training/teacher/model-best", "layers": "1,3,5,7,9,11"}
+    done = project.run("download", run="half", **half)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_json(project.folder / "assets/half/encoder/config.json")["num_hidden_layers"] == 6
