@@ -13,7 +13,7 @@ WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all distill $(STEPS) experiments document clean app serve bench bench-full ablation test test-slow check
+.PHONY: quickstart all distill $(STEPS) experiments document clean app serve bench bench-full ablation curve test test-slow check
 
 quickstart: .venv/installed
 	$(STEP) all quickstart
@@ -36,6 +36,9 @@ bench-full: .venv/installed-bench
 
 ablation: .venv/installed-bench
 	$(STEP) ablation $(RUN) $(VARS)
+
+curve: .venv/installed-bench .venv-peers/installed
+	$(STEP) curve $(RUN) $(VARS)
 
 # The fast tests, some minutes
 test: .venv/installed

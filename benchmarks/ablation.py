@@ -101,11 +101,8 @@ def ablation(
             if name == USUAL:
                 result = score_usual(encoder, corpus, seed, gpu_id)
             else:
-                model = find_trained(folder, provenance)
-                if not model:
-                    train_aside(find_variant(name), folder, corpus, encoder, **options, seed=seed, gpu_id=gpu_id)
-                    model = find_trained(folder, provenance)
-                assert model
+                settings = options | {"seed": seed, "gpu_id": gpu_id}
+                model = train_aside(provenance, find_variant(name), folder, corpus, encoder, **settings)
                 result = score_model(model, corpus)
             runs[key] = current[key] = {"variant": name, "seed": seed, "inputs": decisive, **result}
             write()
@@ -162,21 +159,30 @@ def write_variant(config: Path, overrides: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def train_aside(config: Path, folder: Path, corpus: Path, encoder: Path, **options: Any) -> None:
-    """Train in a process of its own, beside the folder's model-best, which stays.
+def train_aside(
+    provenance: dict[str, Any], config: Path, folder: Path, corpus: Path, encoder: Path, **options: Any
+) -> Path:
+    """Find a trained model, or train it in a process of its own, beside the folder's model-best, which stays.
 
+    provenance (dict[str, Any]): The inputs of the model, as `prepare` gives them.
     config (Path): Training config.
     folder (Path): Folder of the run.
     corpus (Path): Folder with train.spacy and dev.spacy.
     encoder (Path): Folder of the encoder.
     **options (Any): Other options of `train`.
+    RETURNS (Path): The model.
     RAISES (StepError): If the training fails.
     """
+    if model := find_trained(folder, provenance):
+        return model
     command = [sys.executable, "-m", "scripts.train", str(config), str(folder), "--aside"]
     for name, value in {"corpus": corpus, "encoder": encoder, **options}.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     if subprocess.run(command).returncode:
         raise StepError(f"The training of {config} failed.", "See above. What is done is kept: run the same again.")
+    model = find_trained(folder, provenance)
+    assert model
+    return model
 
 
 def score_model(model: Path, corpus: Path) -> dict[str, Any]:
@@ -205,14 +211,15 @@ def score_model(model: Path, corpus: Path) -> dict[str, Any]:
     }
 
 
-def score_usual(encoder: Path, corpus: Path, seed: int, gpu_id: int) -> dict[str, Any]:
+def score_usual(encoder: Path, corpus: Path, seed: int, gpu_id: int, fewest_steps: int = 0) -> dict[str, Any]:
     """Train and score the usual fine-tuning, with the sentences that the corpus gives.
 
-    RETURNS (dict[str, Any]): As `score_model`, with this condition only, and `dev_by_epoch`.
+    encoder, corpus, seed, gpu_id, fewest_steps: As `huggingface.fine_tune` takes them.
+    RETURNS (dict[str, Any]): As `score_model`, with this condition only, `dev_by_epoch` and `steps`.
     RAISES (StepError): If a library is missing.
     """
     try:
-        result = huggingface.fine_tune(encoder, corpus, seed, gpu_id, USUAL_SETTINGS)
+        result = huggingface.fine_tune(encoder, corpus, seed, gpu_id, USUAL_SETTINGS, fewest_steps)
     except ImportError as error:
         problem = f"The usual fine-tune needs {error.name}."
         raise StepError(problem, "pip install -r requirements-bench.txt, or leave it out") from error

@@ -231,16 +231,27 @@ def worker_commands(names: Iterable[str], job: Job, folder: Path, pythons: dict[
     write_json(folder / "job.json", asdict(job))
     commands = {}
     for name in names:
-        python = pythons.get(name, Path(sys.executable))
-        if not python.exists():
-            raise StepError(
-                f"{name} needs an environment of its own, {python}.",
-                "make bench makes it; or: make .venv-peers/installed",
-            )
-        # The path is not resolved, since the link to the interpreter is what makes it another environment
-        path = str(python.absolute())
+        path = find_python(name, pythons)
         commands[name] = [path, "-W", "ignore", "-m", "benchmarks.worker", name, str(folder / "job.json")]
     return commands
+
+
+def find_python(name: str, pythons: dict[str, Path]) -> str:
+    """The interpreter of a contender's process.
+
+    name (str): Name of the contender.
+    pythons (dict[str, Path]): As `worker_commands` takes them.
+    RETURNS (str): Its absolute path.
+    RAISES (StepError): If it is not there.
+    """
+    python = pythons.get(name, Path(sys.executable))
+    if not python.exists():
+        raise StepError(
+            f"{name} needs an environment of its own, {python}.",
+            "make bench makes it; or: make .venv-peers/installed",
+        )
+    # The path is not resolved, since the link to the interpreter is what makes it another environment
+    return str(python.absolute())
 
 
 def compete(commands: dict[str, list[str]], repetitions: int, target: Path) -> dict[str, dict[str, Any]]:

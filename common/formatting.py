@@ -43,6 +43,74 @@ def score_rows(test: dict[str, Any]) -> list[tuple[str, ...]]:
     return [(label, *(percent(score[key]) for key in "prf")) for label, score in scores]
 
 
+def tabulate_curve(curve: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what benchmarks/curve.py measured as a table.
+
+    curve (dict[str, Any]): As it writes it.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each number of training documents: test F1 of
+        each contender; then of ours how many documents the usual fine-tune needs for the same, F1 as shipped, the
+        calibration error, and precision and recall at the threshold.
+    """
+    points = {name: {point["documents"]: point for point in group} for name, group in curve["summary"].items()}
+    ours, usual = (points.get(name, {}) for name in ("ours", "usual fine-tune"))
+    rows = []
+    for documents in sorted({documents for group in points.values() for documents in group}):
+        row = [
+            f"{documents:,}",
+            *(_spread(group[documents]["test"]) if documents in group else "–" for group in points.values()),
+        ]
+        point = ours.get(documents)
+        needed = "–"
+        if point and usual:
+            number = point["usual_needs"]
+            if number is None:
+                needed = f"over {max(usual):,}"
+            elif number <= min(usual):
+                needed = f"at most {min(usual):,}"
+            else:
+                needed = f"{number:,.0f} ({number / documents:.1f} times)"
+        row.append(needed)
+        if point:
+            calibration = point["calibration"]
+            worth = "–"
+            if calibration["sure"]:
+                worth = " and ".join(percent(calibration[key]) for key in ("precision", "recall"))
+                if calibration["sure"] < point["draws"]:
+                    worth += f" ({calibration['sure']} of {point['draws']} draws)"
+            row += [_spread(point["shipped"]), f"{calibration['error']['mean']:.3f}", worth]
+        else:
+            row += ["–", "–", "–"]
+        rows.append(row)
+    header = [
+        "training documents",
+        *points,
+        "usual fine-tune needs",
+        "ours, as shipped",
+        "calibration error",
+        "precision and recall at the threshold",
+    ]
+    return header, rows
+
+
+def _spread(values: dict[str, float]) -> str:
+    return f"{percent(values['mean'])} ({percent(values['lowest'])} to {percent(values['highest'])})"
+
+
+def describe_threshold(curve: dict[str, Any]) -> str:
+    """Say in a sentence from how many documents on the threshold of the score is sure.
+
+    curve (dict[str, Any]): As benchmarks/curve.py writes it.
+    RETURNS (str): The sentence; nothing if ours was not trained.
+    """
+    if "ours" not in curve["summary"]:
+        return ""
+    least = f"a precision of {100 * curve['min_precision']:g}%"
+    if curve["sure_from"] is None:
+        return f"Even with most documents, dev does not give a threshold of the score for {least} in all draws."
+    start = f"From {curve['sure_from']:,} training documents on"
+    return f"{start}, dev gives a threshold of the score for {least} in all draws."
+
+
 def percent(share: float | None) -> str:
     """A share, from 0 to 1, as a percentage with one decimal; a dash for None."""
     return "–" if share is None else f"{100 * share:.1f}"

@@ -17,14 +17,14 @@ from wasabi import msg
 
 import bert_ner
 from common.errors import StepError, main
-from common.formatting import percent, score_rows
+from common.formatting import describe_threshold, percent, score_rows, tabulate_curve
 from common.records import digest, read_json, record_inputs, sha256
 from common.training import identify_recipe
 
 START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
 MARK, LEGEND = "†", "† Measured with other code than the present one."
 NEEDED = ("test", "evaluation", "package", "concepts")
-OPTIONAL = ("ablation",)
+OPTIONAL = ("ablation", "curve")
 TIMED = ("speed", "service", "training", "training-full")  # in a folder for each kind of processor
 PROCESSORS = ("bfloat16", "vnni", "avx2", "none")  # the best first, whose figures README.md shows
 
@@ -302,6 +302,7 @@ def tabulate_results(runs: list[Run]) -> str:
         _table(["run (test)", "label", "precision", "recall", "F1"], labels),
         _table(["run", "held-out sentences", "concept", "precision", "recall", "F1"], concepts),
         *(tabulate_ablation(run) for run in runs if "ablation" in run.records),
+        *(tabulate_sizes(run) for run in runs if "curve" in run.records),
     ]
     return _join(*map(_explain, tables))
 
@@ -323,6 +324,17 @@ def tabulate_ablation(run: Run) -> str:
         rows.append([name, entry["seeds"], *(run.mark("ablation", figure, "older" in entry) for figure in figures)])
     title = f"`{run.name}`: mean over seeds ± standard deviation, and the 95% interval over the documents of test."
     return f"{title}\n\n{_table(ABLATION, rows)}"
+
+
+def tabulate_sizes(run: Run) -> str:
+    """A figure and a table in Markdown: test F1 of this pipeline and others by the number of training documents."""
+    curve = run.records["curve"]
+    header, rows = tabulate_curve(curve)
+    marked = [[documents, *(run.mark("curve", figure) for figure in figures)] for documents, *figures in rows]
+    draws = max(point["draws"] for points in curve["summary"].values() for point in points)
+    title = f"`{run.name}`, test F1 with gold sentences: mean of {draws} draws (lowest to highest)."
+    figure = f"![{curve['captions']['curve']}](../metrics/reference/{run.name}/curve.svg)"
+    return _join(f"{title} {describe_threshold(curve)}".strip(), figure, _table(header, marked))
 
 
 def _mean(scores: dict[str, Any] | None) -> str:

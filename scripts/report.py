@@ -13,7 +13,15 @@ from jinja2 import Environment, StrictUndefined
 from wasabi import msg
 
 from common.errors import StepError, main
-from common.formatting import calibration_summary, highlight, interval_text, percent, rows_of
+from common.formatting import (
+    calibration_summary,
+    describe_threshold,
+    highlight,
+    interval_text,
+    percent,
+    rows_of,
+    tabulate_curve,
+)
 from common.records import SPLITS, read_json, staged, writes
 
 NEEDED = {  # files of metrics and the steps that write them
@@ -53,6 +61,11 @@ def report(
             raise StepError(
                 f"{metrics}/{name}.json and analysis.json are of different models.", f"Run {NEEDED[name]} and analyze."
             )
+    if curve := read_json(metrics / "curve.json"):  # which takes hours, so that most runs have none
+        if all(curve["inputs"][split] == measured[split] for split in SPLITS):
+            results["curve"] = curve
+        else:
+            msg.warn(f"Left out: {metrics}/curve.json is of another corpus. Run curve.")
     page = render(template.read_text("utf8"), metrics, results)
     with staged(metrics, "report.html") as new:
         (new / "report.html").write_text(page, encoding="utf8")
@@ -64,11 +77,16 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
 
     template (str): A template of Jinja.
     metrics (Path): The folder with the figures, which has the name of the run.
-    results (dict[str, dict[str, Any]]): The contents of the files NEEDED, by name.
+    results (dict[str, dict[str, Any]]): The contents of the files NEEDED, and perhaps of `curve`, by name.
     RETURNS (str): HTML.
     """
     corpus, evaluation, analysis = (results[name] for name in ("corpus", "evaluation", "analysis"))
     training, tested = evaluation["training"], evaluation["test"]
+    curve = results.get("curve")
+    captions = {name: results[name]["captions"] for name in ("corpus", "analysis")}
+    figures = dict(read_figures(metrics / "figures", captions))
+    if curve:
+        figures["curve"] = read_figure(metrics / "curve.svg", curve["captions"]["curve"], "curve")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         run=metrics.resolve().name,
@@ -78,9 +96,9 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         evaluation=evaluation,
         shipped=tested["predicted_sentences"],
         calibration=tested["calibration"],
-        figures=dict(
-            read_figures(metrics / "figures", {"corpus": corpus["captions"], "analysis": analysis["captions"]})
-        ),
+        figures=figures,
+        size_table=tabulate_curve(curve) if curve else None,
+        threshold=describe_threshold(curve) if curve else "",
         corpus_rows=list(rows_of(corpus)),
         repaired_rows=[
             (name, *(f"{corpus['repaired'][split].get(name, 0):,}" for split in SPLITS))
@@ -143,7 +161,8 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         provenance=srsly.json_dumps(training, indent=2),
         input_rows=[
             (f"{name}.json", ", ".join(f"{what} {value[:8]}" for what, value in results[name]["inputs"].items()))
-            for name in ("corpus", "evaluation", "analysis", "concepts")
+            for name in results
+            if name != "analysis-examples"
         ],
     )
 
@@ -166,11 +185,22 @@ def read_figures(folder: Path, captions: dict[str, dict[str, str]]) -> Iterator[
     """
     for kind, texts in captions.items():
         for name, caption in texts.items():
-            path = folder / kind / f"{name}.svg"
-            if not path.exists():
-                raise StepError(f"{path} is missing.", "Run explore and analyze again.")
-            source = f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
-            yield f"{kind}-{name}", {"source": source, "caption": caption}
+            yield f"{kind}-{name}", read_figure(folder / kind / f"{name}.svg", caption, "explore and analyze")
+
+
+def read_figure(path: Path, caption: str, steps: str) -> dict[str, str]:
+    """Read a figure as a data URI.
+
+    path (Path): The figure.
+    caption (str): Its caption.
+    steps (str): Which steps draw it.
+    RETURNS (dict[str, str]): `source` and `caption`.
+    RAISES (StepError): If it is missing.
+    """
+    if not path.exists():
+        raise StepError(f"{path} is missing.", f"Run {steps} again.")
+    source = f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return {"source": source, "caption": caption}
 
 
 if __name__ == "__main__":

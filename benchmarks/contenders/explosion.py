@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +21,72 @@ def load_training(job: Job) -> Contender:
     """
     import spacy
     from spacy.training import Corpus
-    from spacy.util import registry
     from thinc.api import Config
 
     config = Config(create_config(job))
     if job.epochs:
-        examples = list(Corpus(job.sentence_docs, max_length=500)(spacy.blank("en")))
-        batcher = registry.resolve({"batcher": config["training"]["batcher"]})["batcher"]
-        steps = job.epochs * sum(1 for _ in batcher(examples))
-        config["training"]["optimizer"]["learn_rate"] |= {"warmup_steps": min(250, steps // 10), "total_steps": steps}
+        plan(config, Corpus(job.sentence_docs, max_length=500)(spacy.blank("en")), job.epochs)
     return pipelines.train(config, job, by_sentence=True)
+
+
+def fine_tune(
+    encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dict[str, int], fewest_steps: int
+) -> dict[str, Any]:
+    """Train that benchmark's config by `spacy train`, keep the best weights on dev, and score them.
+
+    Its tokens and sentences are always those of the corpus.
+
+    encoder (Path): Folder of the encoder.
+    corpus (Path): Folder with train.spacy, dev.spacy, test.spacy.
+    seed (int): For weights, order, dropout.
+    gpu_id (int): GPU, or -1 for the CPU.
+    settings (dict[str, int]): `epochs`, and `evaluations`: how often to score dev. The config itself asks for up to
+        20,000 steps, which are meant for a GPU.
+    fewest_steps (int): On a small corpus it trains for more epochs, until there are so many steps.
+    RETURNS (dict[str, Any]): F1 on `dev` and `test`, with gold sentences; `seconds` and `steps` of training.
+    """
+    import spacy
+    from spacy.cli.train import train
+    from spacy.training import Corpus
+    from thinc.api import Config
+
+    config = Config(create_config(Job(str(encoder.resolve()), "", [], 0)))
+    for split, reader in config["corpora"].items():
+        reader.update(path=str(corpus.resolve() / f"{split}.spacy"), gold_preproc=True)
+    examples = Corpus(corpus / "train.spacy", gold_preproc=True)(spacy.blank("en"))
+    steps = plan(config, examples, settings["epochs"], fewest_steps)
+    every = math.ceil(steps / settings["evaluations"])
+    steps = every * settings["evaluations"]  # spaCy evaluates at multiples of `every`, and shall evaluate the last step
+    config["training"] |= {"seed": seed, "max_steps": steps, "eval_frequency": every, "patience": 0}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        config.to_disk(folder / "config.cfg")
+        began = time.monotonic()
+        train(folder / "config.cfg", folder, use_gpu=gpu_id)
+        seconds = round(time.monotonic() - began)
+        nlp = spacy.load(folder / "model-best")
+    scores = {
+        split: nlp.evaluate(list(Corpus(corpus / f"{split}.spacy", gold_preproc=True)(nlp)))["ents_f"] or 0.0
+        for split in ("dev", "test")
+    }
+    return {**scores, "seconds": seconds, "steps": steps}
+
+
+def plan(config: dict[str, Any], examples: Iterable[Any], epochs: int, fewest_steps: int = 0) -> int:
+    """Let the learning rate of the config fall to zero at the end of a training of known length.
+
+    config (dict[str, Any]): Training config, which is changed.
+    examples (Iterable[Any]): What it trains on, as spaCy's Examples.
+    epochs (int): How often it sees them.
+    fewest_steps (int): It sees them more often until there are so many steps.
+    RETURNS (int): The number of steps.
+    """
+    from spacy.util import registry
+
+    batcher = registry.resolve({"batcher": config["training"]["batcher"]})["batcher"]
+    steps = max(fewest_steps, epochs * sum(1 for _ in batcher(list(examples))))
+    config["training"]["optimizer"]["learn_rate"] |= {"warmup_steps": min(250, steps // 10), "total_steps": steps}
+    return steps
 
 
 def create_config(job: Job) -> dict[str, Any]:

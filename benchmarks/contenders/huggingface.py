@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -139,21 +140,28 @@ class FineTuning:
         return predicted
 
 
-def fine_tune(encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dict[str, Any]) -> dict[str, Any]:
+def fine_tune(
+    encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dict[str, Any], fewest_steps: int = 0
+) -> dict[str, Any]:
     """Train the usual fine-tuning in bfloat16, keep the best epoch on dev, and count what it predicts for test.
+
+    Of many epochs only EVALUATIONS are scored on dev, which is as often as our own training does it.
 
     encoder (Path): Folder of the encoder. An uncased one gives the same for text in lower and in upper case.
     corpus (Path): Folder with train.spacy, dev.spacy, test.spacy.
     seed (int): For the new layer, order, dropout.
     gpu_id (int): GPU, or -1 for the CPU.
     settings (dict[str, Any]): Of TrainingArguments.
-    RETURNS (dict[str, Any]): `dev_by_epoch`: F1 on dev after each epoch; `seconds` of training; `documents`: for each
-        document of test the numbers of entities that are correct, predicted and gold.
+    fewest_steps (int): On a small corpus it trains for more epochs, until there are so many steps.
+    RETURNS (dict[str, Any]): `dev_by_epoch`: F1 on dev after each epoch that was scored; `seconds` and `steps` of
+        training; `documents`: for each document of test the numbers of entities that are correct, predicted and gold.
     RAISES (ImportError): If accelerate is missing.
     """
     import accelerate  # noqa: F401
     from seqeval.metrics.sequence_labeling import get_entities
     from transformers import TrainerCallback
+
+    from common.training import EVALUATIONS
 
     splits = ("train", "dev", "test")
     docs = {split: [split_sentences([doc]) for doc in read_docs(corpus / f"{split}.spacy")] for split in splits}
@@ -171,7 +179,9 @@ def fine_tune(encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dic
         return counts
 
     class KeepBest(TrainerCallback):  # type: ignore[misc,unused-ignore]
-        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if round(state.epoch) % every and round(state.epoch) < epochs:
+                return
             correct, predicted, gold = map(sum, zip(*count("dev"), strict=True))
             scores.append(2 * correct / max(1, predicted + gold))
             if scores[-1] > max(scores[:-1], default=-1):
@@ -188,11 +198,19 @@ def fine_tune(encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dic
             bf16=True,
             **settings,
         )
-        model = tuning.trainer.model
+        model, arguments = tuning.trainer.model, tuning.trainer.args
+        epochs = max(arguments.num_train_epochs, math.ceil(fewest_steps / len(tuning.trainer.get_train_dataloader())))
+        every = math.ceil(epochs / EVALUATIONS)
+        arguments.num_train_epochs = epochs
         tuning.trainer.add_callback(KeepBest())
-        seconds = tuning.trainer.train().metrics["train_runtime"]
+        done = tuning.trainer.train()
         model.load_state_dict(best)
-        return {"dev_by_epoch": scores, "seconds": round(seconds), "documents": count("test")}
+        return {
+            "dev_by_epoch": scores,
+            "seconds": round(done.metrics["train_runtime"]),
+            "steps": done.global_step,
+            "documents": count("test"),
+        }
 
 
 def encode(sentences: list[dict[str, Any]], tokenizer: Any, labels: list[str]) -> list[dict[str, Any]]:

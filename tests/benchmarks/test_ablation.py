@@ -74,9 +74,12 @@ def test_runs_of_other_code_or_data_are_not_in_the_table(
     path = tmp_path / "metrics/ablation.json"
     trained: list[int] = []
 
-    def fine_tune(encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dict[str, Any]) -> dict[str, Any]:
+    def fine_tune(
+        encoder: Path, corpus: Path, seed: int, gpu_id: int, settings: dict[str, Any], fewest_steps: int
+    ) -> dict[str, Any]:
+        assert not fewest_steps, "the whole corpus has enough"
         trained.append(seed)
-        return {"dev_by_epoch": [0.25, 0.5], "seconds": 1, "documents": [[1, 2, 2], [2, 2, 2]]}
+        return {"dev_by_epoch": [0.25, 0.5], "seconds": 1, "steps": 2, "documents": [[1, 2, 2], [2, 2, 2]]}
 
     def run(seeds: int, only: str = USUAL) -> dict[str, Any]:
         ablation(CONFIG, tmp_path / "training", tmp_path / "corpus", tiny_encoder, path.parent, seeds=seeds, only=only)
@@ -143,5 +146,7 @@ def test_the_usual_fine_tune_learns(tmp_path: Path, tiny_encoder: Path) -> None:
     convert(write_corpus(tmp_path / "assets"), tmp_path / "corpus")
     settings = USUAL_SETTINGS | {"num_train_epochs": 60, "learning_rate": 1e-2}
     result = huggingface.fine_tune(tiny_encoder, tmp_path / "corpus", 0, -1, settings)
-    assert len(result["dev_by_epoch"]) == 60 and max(result["dev_by_epoch"]) > 0.9, "it saw these texts"
+    assert len(result["dev_by_epoch"]) == 8 and result["steps"] == 60 and max(result["dev_by_epoch"]) > 0.9, (
+        "it saw these texts"
+    )
     assert f_score(np.array(result["documents"]).sum(0)) == pytest.approx(max(result["dev_by_epoch"]))

@@ -306,6 +306,21 @@ def test_the_table_of_the_readme_compares_with_others_by_what_was_measured() -> 
     assert "explosion" not in tabulate_overview([Run("some", records, set())])
 
 
+def test_a_curve_becomes_a_figure_and_a_table() -> None:
+    f1 = {"mean": 0.5, "lowest": 0.4, "highest": 0.6}
+    usual: dict[str, Any] = {"documents": 10, "draws": 3, "test": f1}
+    calibration = {"error": f1, "sure": 3, "precision": 0.97, "recall": 0.7}
+    ours = usual | {"documents": 5, "usual_needs": 10.0, "shipped": f1, "calibration": calibration}
+    curve = {"summary": {"ours": [ours], "usual fine-tune": [usual]}, "sure_from": 5, "min_precision": 0.97}
+    records = copy_run(reference_runs()[1]) | {"curve": curve | {"captions": {"curve": "F1 over documents."}}}
+    text = tabulate_results([Run("some", records, set())])
+    assert "![F1 over documents.](../metrics/reference/some/curve.svg)" in text and MARK not in text
+    row = "| 5 | 50.0 (40.0 to 60.0) | – | at most 10 | 50.0 (40.0 to 60.0) | 0.500 | 97.0 and 70.0 |"
+    assert row in text and "mean of 3 draws (lowest to highest). From 5 training documents on, dev" in text
+    marked = tabulate_results([Run("some", records, {"curve"})])
+    assert "| 5 | 50.0 (40.0 to 60.0)† | – | at most 10† |" in marked and marked.count(LEGEND) == 1
+
+
 def test_a_run_without_results_and_a_page_without_marks_are_refused(tmp_path: Path) -> None:
     run = Path(shutil.copytree(reference_runs()[0], tmp_path / "some"))
     (run / "test.json").unlink()

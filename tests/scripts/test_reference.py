@@ -31,7 +31,9 @@ def run(tmp_path: Path) -> Path:
     write_json(metrics / "evaluation.json", {"training": {"inputs": MODEL}})
     write_json(metrics / "package.json", {"inputs": {"model": digest(MODEL)}})
     write_json(metrics / "speed.json", {"words": 3, "machine": {"instructions": "avx2"}})
-    (metrics / "speed.svg").write_text("<svg/>")
+    write_json(metrics / "curve.json", {"summary": {"usual fine-tune": []}})
+    for name in ("speed.svg", "curve.svg"):
+        (metrics / name).write_text("<svg/>")
     write_json(metrics / "analysis-examples.json", {"missed": [TEXT]})
     for name in ("report.html", "figures/errors.svg", "predictions.spacy"):
         (metrics / name).write_text(TEXT)
@@ -45,7 +47,7 @@ def publish(run: Path) -> set[str]:
 
 
 def test_figures_are_copied_and_nothing_that_quotes(run: Path) -> None:
-    assert publish(run) == {*NEEDED, "avx2/speed.json", "avx2/speed.svg"}
+    assert publish(run) == {*NEEDED, "curve.json", "curve.svg", "avx2/speed.json", "avx2/speed.svg"}
     assert read_json(run / "metrics/reference/mine/corpus.json") == {"what": "corpus.json"}
 
 

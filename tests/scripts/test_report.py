@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from common.errors import StepError
 from common.records import SPLITS, read_json, write_json
 from scripts.report import report
-from tests.conftest import ROOT, Project
+from tests.conftest import ROOT, Project, words
 
 TEMPLATE = ROOT / "scripts/report.html"
 VOID = {"meta", "img", "br", "link", "hr"}
@@ -100,6 +100,29 @@ def test_text_of_the_corpus_cannot_act(metrics: Path) -> None:
     page = Page((metrics / "report.html").read_text("utf8"))
     assert not any(tag in ("script", "b") or "onerror" in attrs for tag, attrs in page.elements)
     assert page.text.count(evil) == 3 and label in page.text
+
+
+def test_a_curve_is_shown_if_it_is_of_this_corpus(metrics: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def show(**inputs: str) -> str:
+        f1 = {"mean": 0.1234, "lowest": 0.1, "highest": 0.2}
+        summary = {"usual fine-tune": [{"documents": 25, "draws": 1, "dev": f1, "test": f1}]}
+        curve = {"inputs": measured | inputs, "captions": {"curve": "F1 over documents."}, "summary": summary}
+        write_json(metrics / "curve.json", curve)
+        report(TEMPLATE, metrics)
+        page = Page((metrics / "report.html").read_text("utf8"))
+        assert not page.open
+        return page.text
+
+    measured = read_json(metrics / "analysis.json")["inputs"]
+    with pytest.raises(StepError, match=r"curve\.svg is missing") as error:
+        show()
+    assert error.value.remedy == "Run curve again."
+    (metrics / "curve.svg").write_text("<svg/>")
+    text = show()
+    assert "12.3 (10.0 to 20.0)" in text and "F1 over documents." in text and "curve.json" in text
+    capsys.readouterr()
+    assert "F1 over documents." not in show(test="other")
+    assert "of another corpus" in words(capsys.readouterr().out)
 
 
 def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:
