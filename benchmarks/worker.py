@@ -29,7 +29,7 @@ SPEED: dict[str, Callable[[Job], Contender]] = {
     "float32": partial(ours.load, dtype="float32"),
     "bfloat16": partial(ours.load, dtype="bfloat16"),
     "int8": partial(ours.load, dtype="int8"),
-    "int8-overlap-16": partial(ours.load, dtype="int8", overlap=16),
+    "overlap-16": partial(ours.load, overlap=16),
     "encoder-float32": partial(ours.load_encoder, dtype="float32"),
     "encoder-bfloat16": partial(ours.load_encoder, dtype="bfloat16"),
     "encoder-int8": partial(ours.load_encoder, dtype="int8"),

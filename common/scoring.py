@@ -29,7 +29,7 @@ Keep = Callable[[str, str, list[Example], list[np.ndarray]], None]
 
 
 def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, Any]:
-    """Predict dev and test once under each of CONDITIONS, and score that.
+    """Predict dev and test once for each text that CONDITIONS make of them, and score that under all of CONDITIONS.
 
     - predicted_sentences: as in use; for test that is what `spacy evaluate` gives.
     - gold_sentences: the sentence starts of the corpus are given and documents stay whole, as in the literature.
@@ -46,15 +46,22 @@ def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, 
     RETURNS (dict[str, Any]): By split and condition what `score` or `score_text` returns, and by split `calibration`.
     """
     results: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
+    shipped: list[Example] = []
+    probabilities: list[np.ndarray] = []
     threshold = 1.0
     seen = find_entity_texts(corpus / "train.spacy")
     with tqdm.tqdm(total=len(CONDITIONS) * len(results), desc="scoring", unit="pass", disable=None) as bar:
         for split, result in results.items():
             for condition in CONDITIONS:
                 examples = list(create_examples(nlp, corpus / f"{split}.spacy", condition))
-                with record_probabilities(nlp) as probabilities:
-                    result[condition] = score_text(nlp, examples) if condition == "raw" else score(nlp, examples)
+                if condition == "gold_sentences":  # the text is that of the pass before
+                    decode_again(nlp, examples, shipped, probabilities)
+                    result[condition] = score_annotated(nlp, examples)
+                else:
+                    with record_probabilities(nlp) as probabilities:
+                        result[condition] = score_text(nlp, examples) if condition == "raw" else score(nlp, examples)
                 if condition == "predicted_sentences":
+                    shipped = examples
                     scores, correct, old = match_entities(examples, seen)
                     if split == "dev":
                         threshold = find_threshold(scores, correct, old, MIN_PRECISION)
@@ -122,8 +129,32 @@ def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:
         sentences; accuracy of part-of-speech tags. None where the pipeline or the corpus lacks something.
     """
     predict(nlp, examples)
+    return score_annotated(nlp, examples)
+
+
+def score_annotated(nlp: Language, examples: list[Example]) -> dict[str, Any]:
+    """Score examples that are annotated already, as `score` does."""
     scores = Scorer(nlp).score(examples)
     return {name: scores.get(name) for name in SCORES}
+
+
+def decode_again(
+    nlp: Language, examples: list[Example], annotated: list[Example], probabilities: list[np.ndarray]
+) -> None:
+    """Annotate documents whose sentence starts are given, from what was predicted for the same words without them.
+
+    Of all that is predicted, only the boundaries of entities and of sentences depend on these starts.
+
+    nlp (Language): The pipeline.
+    examples (list[Example]): Their predicted docs have sentence starts, and are annotated.
+    annotated (list[Example]): The same documents, whose predicted docs the pipeline has annotated.
+    probabilities (list[np.ndarray]): What it gave for them, as `record_probabilities` records it.
+    """
+    recognizer: Any = nlp.get_pipe("ner")
+    docs = [example.predicted for example in examples]
+    for doc, other in zip(docs, annotated, strict=True):
+        doc.from_array(["TAG"], other.predicted.to_array(["TAG"]))
+    recognizer.set_annotations(docs, probabilities)
 
 
 def predict(nlp: Language, examples: list[Example]) -> None:

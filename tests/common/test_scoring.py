@@ -43,9 +43,7 @@ def test_the_documents_stay_whole(project: Project) -> None:
     assert sorted(lengths) == sorted(map(len, docs))
 
 
-def test_each_document_is_predicted_once_under_each_condition(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_text_is_predicted_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = spacy.load(project.folder / "training/tiny/model-best")
     kind: Any = type(pipe.get_pipe("ner"))
     predict, predicted = kind.predict, 0
@@ -61,11 +59,17 @@ def test_each_document_is_predicted_once_under_each_condition(
     def keep(split: str, condition: str, examples: list[Example], probabilities: list[np.ndarray]) -> None:
         kept[split, condition] = examples, probabilities
 
-    measure(pipe, project.folder / "corpus/tiny", keep)
+    scores = measure(pipe, project.folder / "corpus/tiny", keep)
     assert set(kept) == {(split, condition) for split in ("dev", "test") for condition in CONDITIONS}
-    assert predicted == sum(len(examples) for examples, _ in kept.values())
+    texts = [examples for (_, condition), (examples, _) in kept.items() if condition != "gold_sentences"]
+    assert predicted == sum(map(len, texts)), "given sentences change neither the text nor the probabilities"
     for examples, probabilities in kept.values():
         assert [len(example.predicted) for example in examples] == [len(array) for array in probabilities]
+    for split in ("dev", "test"):
+        examples = list(create_examples(pipe, project.folder / f"corpus/tiny/{split}.spacy", "gold_sentences"))
+        assert score(pipe, examples) == scores[split]["gold_sentences"]
+        for again, example in zip(kept[split, "gold_sentences"][0], examples, strict=True):
+            assert again.predicted.to_json() == example.predicted.to_json()
 
 
 def test_what_is_recorded_is_what_the_component_predicts(project: Project) -> None:
