@@ -34,7 +34,11 @@ from common.training import find_trained, prepare
 OURS, USUAL = "ours", "usual fine-tune"
 VARIANTS: dict[str, dict[str, Any]] = {  # overrides of the training config
     OURS: {},
-    "without case": {"components.tok2vec.model.attrs": [], "components.tok2vec.model.rows": []},
+    "without case": {
+        "components.transformer.model.case": False,
+        "components.tok2vec.model.attrs": [],
+        "components.tok2vec.model.rows": [],
+    },
     "without document": {"components.tok2vec.model.pool_over_document": False},
     "entities alone": {"nlp.pipeline": ["transformer", "tok2vec", "ner", "doc_cleaner"]},
 }

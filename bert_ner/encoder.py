@@ -1,7 +1,7 @@
 """The windows, the wordpieces and the transformer of the pipeline, and its training.
 
-spaCy's registry gets the windows `bert_ner.EqualSpans.v1` and the architectures `bert_ner.TransformerModel.v3` and
-`bert_ner.Tok2VecTransformer.v1`. A wheel of the pipeline has a copy of this file.
+spaCy's registry gets the windows `bert_ner.EqualSpans.v1` and the architectures `bert_ner.TransformerModel.v4` and
+`bert_ner.Tok2VecTransformer.v2`. A wheel of the pipeline has a copy of this file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -272,6 +273,26 @@ def _count_up(lengths: np.ndarray) -> np.ndarray:
     return counted
 
 
+CASES = 5
+
+
+def _find_cases(docs: list[Doc], wordpieces: WordpieceBatch, align: Ragged) -> np.ndarray:
+    """Find how the token of each wordpiece is capitalised, which an uncased tokenizer does not tell.
+
+    docs (list[Doc]): The documents.
+    wordpieces (WordpieceBatch): Their wordpieces.
+    align (Ragged): The wordpieces of each token, as indices into those of the batch.
+    RETURNS (np.ndarray): Of the shape of the wordpieces, int64, below CASES: 1 for `Turku`, 2 for `FINLAND`, 3 for one
+        letter such as `I`, 4 for a mixture such as `McKay`; 0 for tokens without capital letters and for all else.
+    """
+    columns = np.concatenate([doc.to_array(["ORTH", "LOWER", "IS_UPPER", "IS_TITLE", "LENGTH"]) for doc in docs])
+    orth, lower, upper, title, length = columns.T
+    cases = np.select([orth == lower, (upper == 1) & (length == 1), upper == 1, title == 1], [0, 3, 2, 1], 4)
+    found = np.zeros(wordpieces.input_ids.size, dtype="int64")
+    found[align.dataXd.flatten()] = np.repeat(cases, align.lengths)
+    return found.reshape(wordpieces.input_ids.shape)
+
+
 def _split(
     windows: list[list[Span]], wordpieces: WordpieceBatch, align: Ragged, hidden: torch.Tensor
 ) -> FullTransformerBatch:
@@ -306,11 +327,12 @@ def _split(
 # The transformer
 
 
-@registry.architectures("bert_ner.TransformerModel.v3")  # type: ignore[untyped-decorator,unused-ignore]
+@registry.architectures("bert_ner.TransformerModel.v4")  # type: ignore[untyped-decorator,unused-ignore]
 def create_transformer_model(
     name: str,
     get_spans: Callable[[list[Doc]], list[list[Span]]],
     get_spans_in_training: Callable[[list[Doc]], list[list[Span]]],
+    case: bool,
     dtype: str,
 ) -> Model[list[Doc], FullTransformerBatch]:
     """`spacy-transformers.TransformerModel.v3`, as fast as the device allows in training and in use.
@@ -327,34 +349,36 @@ def create_transformer_model(
     name (str): Folder of the encoder. It is read when a model is initialised, not when a trained one is loaded.
     get_spans (Callable[[list[Doc]], list[list[Span]]]): Gives the windows of each document in use.
     get_spans_in_training (Callable[[list[Doc]], list[list[Span]]]): Gives them in training.
+    case (bool): Whether an encoder with an embedding of token types is told the case of words by it. Other encoders
+        are not told.
     dtype (str): auto, float32, bfloat16 or int8.
     RETURNS (Model[list[Doc], FullTransformerBatch]): The model, which has the width of the encoder.
     RAISES (ValueError): If there is no such dtype, or this machine has no instructions for it.
     """
     on_gpu = get_torch_default_device().type == "cuda"
-    return _Transformer(
-        name, get_spans, get_spans_in_training, registry.misc.get("bert_ner.Inference.v2")(dtype, on_gpu)
-    )
+    inference = registry.misc.get("bert_ner.Inference.v2")(dtype, on_gpu)
+    return _Transformer(name, get_spans, get_spans_in_training, case, inference)
 
 
-@registry.architectures("bert_ner.Tok2VecTransformer.v1")  # type: ignore[untyped-decorator,unused-ignore]
+@registry.architectures("bert_ner.Tok2VecTransformer.v2")  # type: ignore[untyped-decorator,unused-ignore]
 def create_tok2vec_transformer(
     name: str,
     get_spans: Callable[[list[Doc]], list[list[Span]]],
     get_spans_in_training: Callable[[list[Doc]], list[list[Span]]],
+    case: bool,
     dtype: str,
     pooling: Model[Ragged, Floats2d],
     grad_factor: float,
 ) -> Model[list[Doc], list[Floats2d]]:
     """A transformer that one component has for itself: what `nlp.replace_listeners` puts in the place of a listener.
 
-    name, get_spans, get_spans_in_training, dtype: As for `bert_ner.TransformerModel.v3`.
+    name, get_spans, get_spans_in_training, case, dtype: As for `bert_ner.TransformerModel.v4`.
     pooling (Model[Ragged, Floats2d]): Reduces the vectors of the wordpieces of a token to one.
     grad_factor (float): The share of the gradient that the transformer gets.
     RETURNS (Model[list[Doc], list[Floats2d]]): Gives for each document the vectors of its tokens, (tokens, width).
-    RAISES (ValueError): As for `bert_ner.TransformerModel.v3`.
+    RAISES (ValueError): As for `bert_ner.TransformerModel.v4`.
     """
-    transformer = create_transformer_model(name, get_spans, get_spans_in_training, dtype)
+    transformer = create_transformer_model(name, get_spans, get_spans_in_training, case, dtype)
     # The layers have to be nested as `replace_listeners` nests them: stored weights are assigned to them by number.
     return chain(chain(transformer, split_trf_batch()), trfs2arrays(pooling, grad_factor))
 
@@ -362,17 +386,17 @@ def create_tok2vec_transformer(
 def _replace_listener_config(transformer: dict[str, Any], listener: dict[str, Any]) -> dict[str, Any]:
     """Make the config of the transformer that replaces a listener from the configs of both."""
     own = {key: listener[key] for key in ("pooling", "grad_factor")}
-    return {**transformer, **own, "@architectures": "bert_ner.Tok2VecTransformer.v1"}
+    return {**transformer, **own, "@architectures": "bert_ner.Tok2VecTransformer.v2"}
 
 
 class _Transformer(TransformerModel):  # type: ignore[misc,unused-ignore]
     """spacy-transformers' TransformerModel with another forward pass, which its copies have too.
 
-    name, get_spans, get_spans_in_training: As for `create_transformer_model`.
+    name, get_spans, get_spans_in_training, case: As for `create_transformer_model`.
     inference (Any): What computes in use, `bert_ner.Inference.v2`.
     """
 
-    def __init__(self, name: str, get_spans: Any, get_spans_in_training: Any, inference: Any) -> None:
+    def __init__(self, name: str, get_spans: Any, get_spans_in_training: Any, case: bool, inference: Any) -> None:
         super().__init__(
             name,
             get_spans,
@@ -384,13 +408,14 @@ class _Transformer(TransformerModel):  # type: ignore[misc,unused-ignore]
         )
         self.inference = inference
         self.get_spans_in_training = get_spans_in_training
-        self.attrs.update(set_transformer=_set_transformer, replace_listener_cfg=_replace_listener_config)
+        set_transformer = partial(_set_transformer, case=case)
+        self.attrs.update(set_transformer=set_transformer, replace_listener_cfg=_replace_listener_config)
         self.replace_callbacks(_Forward(get_spans, get_spans_in_training, inference), init=self.init)
         self.layers[0].shims[0].model_cls = _UninitializedModel
 
     def copy(self) -> _Transformer:
         """Copy the model with its weights. What the base class makes would have the forward pass of the base class."""
-        copied = _Transformer("", self.attrs["get_spans"], self.get_spans_in_training, self.inference)
+        copied = _Transformer("", self.attrs["get_spans"], self.get_spans_in_training, False, self.inference)
         plain = Model.copy(self)
         copied.layers[:] = plain.layers
         copied.attrs.update(plain.attrs)
@@ -399,8 +424,18 @@ class _Transformer(TransformerModel):  # type: ignore[misc,unused-ignore]
         return copied
 
 
-def _set_transformer(model: Model[Any, Any], encoder: HFObjects) -> None:
-    """Take a pretrained encoder, and clear the path of its folder, which would be saved with the pipeline."""
+def _set_transformer(model: Model[Any, Any], encoder: HFObjects, case: bool) -> None:
+    """Take a pretrained encoder, and clear the path of its folder, which would be saved with the pipeline.
+
+    BERT has an embedding of token types, which tells the first sentence of a pair from the second. Here there are no
+    pairs, and the types tell the case of words instead. At first all of them are the type of the first sentence.
+    """
+    types = getattr(getattr(encoder.transformer, "embeddings", None), "token_type_embeddings", None)
+    if case and isinstance(types, torch.nn.Embedding) and types.num_embeddings == 2:
+        first = types.weight.detach()[:1]
+        types = torch.nn.Embedding(CASES, first.shape[1], _weight=first.repeat(CASES, 1))
+        encoder.transformer.embeddings.token_type_embeddings = types
+        encoder.transformer.config.type_vocab_size = CASES
     set_pytorch_transformer(model, encoder)
     model.attrs["name"] = encoder.transformer.config.name_or_path = ""
 
@@ -409,8 +444,8 @@ class _UninitializedModel(AutoModel):  # type: ignore[misc,unused-ignore]
     """Makes encoders whose weights are loaded next: drawing random ones before would take most of the time."""
 
     @classmethod
-    def from_config(cls, config: Any, **settings: Any) -> Any:
-        return registry.misc.get("bert_ner.Inference.v2").create_encoder(config, **settings)
+    def from_config(cls, config: Any) -> Any:
+        return registry.misc.get("bert_ner.Inference.v2").create_encoder(config)
 
 
 class _Forward:
@@ -448,6 +483,8 @@ class _Forward:
         maybe_flush_pytorch_cache(chance=model.attrs["flush_cache_chance"])  # draws a random number in any case
         windows = (self.get_spans_in_training if is_train else self.get_spans)(docs)
         windows, wordpieces, align = self.read(tokenizer, docs, windows)
+        if getattr(encoder.config, "type_vocab_size", 0) == CASES:
+            wordpieces.token_type_ids = _find_cases(docs, wordpieces, align)
         if is_train:
             self.inference.forget(encoder)  # its weights are about to change
             if encoder.device.type == "cpu" and registry.has("misc", "bert_ner.FineTuning.v1"):

@@ -40,13 +40,14 @@ def train_encoder(
     _replace_dropout(encoder)
     encoder.train()
     ids, mask = (torch.from_numpy(array).long() for array in (wordpieces.input_ids, wordpieces.attention_mask))
+    types = {} if wordpieces.token_type_ids is None else {"token_type_ids": torch.from_numpy(wordpieces.token_type_ids)}
     table = encoder.get_input_embeddings().weight
     vectors = table.detach()[ids].requires_grad_()
     if is_bert:
-        hidden = _compute_bert(encoder, vectors, mask, dtype)
+        hidden = _compute_bert(encoder, vectors, mask, dtype, **types)
     else:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            hidden = encoder(inputs_embeds=vectors, attention_mask=mask).last_hidden_state.float()
+            hidden = encoder(inputs_embeds=vectors, attention_mask=mask, **types).last_hidden_state.float()
 
     def backprop(d_output: Any) -> list[Any]:
         torch.autograd.backward([hidden], list(d_output.values()))
@@ -58,7 +59,13 @@ def train_encoder(
     return hidden, backprop
 
 
-def _compute_bert(encoder: Any, vectors: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _compute_bert(
+    encoder: Any,
+    vectors: torch.Tensor,
+    mask: torch.Tensor,
+    dtype: torch.dtype,
+    token_type_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Compute the layers of BERT on the wordpieces of all windows, one after the other, with hardly any padding.
 
     Only attention looks at windows. Padded to the longest one, a batch of CoNLL-2003 would grow by a fifth.
@@ -67,6 +74,7 @@ def _compute_bert(encoder: Any, vectors: torch.Tensor, mask: torch.Tensor, dtype
     vectors (torch.Tensor): The vectors of the wordpieces, (windows, longest window, width).
     mask (torch.Tensor): Shape (windows, longest window), 0 for padding.
     dtype (torch.dtype): The dtype of the matrix products.
+    token_type_ids (torch.Tensor | None): The token types, of the shape of the mask, or None if all are 0.
     RETURNS (torch.Tensor): The last hidden states, of the same shape as `vectors`, float32.
     """
 
@@ -77,10 +85,9 @@ def _compute_bert(encoder: Any, vectors: torch.Tensor, mask: torch.Tensor, dtype
     embeddings, lengths = encoder.embeddings, mask.sum(1)
     rows = [torch.from_numpy(group) for group in group_windows(lengths.numpy())]
     groups = [mask[group, : lengths[group].max()].bool() for group in rows]
-    places = embeddings.position_embeddings.weight[: mask.shape[1]] + embeddings.token_type_embeddings.weight[0]
-    embedded = [
-        (vectors + places)[group, : part.shape[1]].flatten(0, 1) for group, part in zip(rows, groups, strict=True)
-    ]
+    types = embeddings.token_type_embeddings.weight[0 if token_type_ids is None else token_type_ids]
+    summed = vectors + types + embeddings.position_embeddings.weight[: mask.shape[1]]
+    embedded = [summed[group, : part.shape[1]].flatten(0, 1) for group, part in zip(rows, groups, strict=True)]
     x = embeddings.dropout(embeddings.LayerNorm(torch.cat(embedded)))
     for layer in encoder.encoder.layer:
         attention, output = layer.attention.self, layer.attention.output

@@ -22,7 +22,7 @@ import torch
 from spacy.util import registry
 from spacy_transformers.data_classes import WordpieceBatch
 from torch.nn import functional
-from transformers import AutoModel
+from transformers import MODEL_MAPPING
 
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 DTYPE_VARIABLE = "BERT_NER_DTYPE"
@@ -94,16 +94,19 @@ class Inference:
         if copied is None:
             copied = self.copies[encoder] = copy_encoder(encoder, self.dtype)
         device = encoder.device
+        inputs = {"input_ids": wordpieces.input_ids, "attention_mask": wordpieces.attention_mask}
+        if wordpieces.token_type_ids is not None:
+            inputs["token_type_ids"] = wordpieces.token_type_ids
         lengths = wordpieces.attention_mask.sum(axis=1).astype(int)
         hidden = torch.empty(*wordpieces.input_ids.shape, encoder.config.hidden_size, device=device)
 
         @torch.inference_mode()
         def work(rows: np.ndarray) -> None:
             longest = lengths[rows[-1]]
-            arrays = (wordpieces.input_ids[rows, :longest], wordpieces.attention_mask[rows, :longest])
-            ids, mask = (torch.from_numpy(array).to(device, torch.long) for array in arrays)
+            arrays = {name: array[rows, :longest] for name, array in inputs.items()}
+            tensors = {name: torch.from_numpy(array).to(device, torch.long) for name, array in arrays.items()}
             with torch.autocast(device.type, torch.float16, enabled=self.dtype == "mixed"):
-                vectors = copied(ids, mask)
+                vectors = copied(**tensors)
             places = torch.from_numpy(rows).to(device)
             hidden[places, :longest] = vectors.float()
             hidden[places, longest:] = 0
@@ -136,15 +139,16 @@ class Inference:
         )
 
     @staticmethod
-    def create_encoder(config: Any, **settings: Any) -> Any:
+    def create_encoder(config: Any) -> Any:
         """Make an encoder whose weights are loaded next: drawing random ones before would take most of the time.
 
+        The class is looked up by its config, since AutoModel would import every architecture of transformers first.
+
         config (transformers.PretrainedConfig): Its config.
-        **settings (Any): As AutoModel.from_config takes them.
         RETURNS (transformers.PreTrainedModel): The encoder.
         """
         with _without_initialisation():
-            return AutoModel.from_config(config, **settings)
+            return MODEL_MAPPING[type(config)](config)
 
 
 def _create_pool(threads: int) -> ThreadPoolExecutor:
@@ -176,13 +180,14 @@ def sub_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
             start = end
 
 
-def copy_encoder(encoder: Any, dtype: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def copy_encoder(encoder: Any, dtype: str) -> Callable[..., torch.Tensor]:
     """Copy an encoder to predict with. The copy shares those weights that are in the dtype wanted already.
 
     encoder (transformers.PreTrainedModel): The encoder, in float32.
     dtype (str): As `resolve_dtype` returns it.
-    RETURNS (Callable[[torch.Tensor, torch.Tensor], torch.Tensor]): Gives the last hidden states, (windows, wordpieces,
-        width), of wordpieces, (windows, wordpieces), int64, and their mask, of the same shape, which is 0 for padding.
+    RETURNS (Callable[..., torch.Tensor]): Gives the last hidden states, (windows, wordpieces, width). It takes the
+        encoder's own `input_ids`, `attention_mask` and, if they are not all 0, `token_type_ids`: (windows, wordpieces),
+        int64.
     """
     if encoder.device.type == "cpu" and Inference.is_bert(encoder):
         return _BertLayers(encoder, dtype)
@@ -198,7 +203,7 @@ def copy_encoder(encoder: Any, dtype: str) -> Callable[[torch.Tensor, torch.Tens
             for name, child in module.named_children():
                 if isinstance(child, torch.nn.Linear):
                     setattr(module, name, _Int8Linear(child.weight, child.bias))
-    return lambda ids, mask: copied(input_ids=ids, attention_mask=mask).last_hidden_state
+    return lambda *inputs, **named: copied(*inputs, **named).last_hidden_state
 
 
 class _BertLayers:
@@ -217,7 +222,8 @@ class _BertLayers:
         packed = dtype == "float32" and "avx512" in _instructions() and _is_right("float32")
         linear = _Int8Linear if dtype == "int8" else _PackedLinear if packed else _Linear
         self.words = embeddings.word_embeddings.weight.detach()
-        self.places = (embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]).detach()
+        self.places = embeddings.position_embeddings.weight.detach()
+        self.types = embeddings.token_type_embeddings.weight.detach()
         self.norm = self._norm(embeddings.LayerNorm, torch.float32)
         self.layers = []
         for layer in encoder.encoder.layer:
@@ -237,15 +243,19 @@ class _BertLayers:
         weight, bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
         return lambda x: functional.layer_norm(x, weight.shape, weight, bias, self.eps)
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = self._compute(ids, mask, _attend_by_products if self.fast_attention else _attend)
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        types = self.types[0 if token_type_ids is None else token_type_ids]
+        vectors = self.norm(self.words[input_ids] + types + self.places[: input_ids.shape[1]]).to(self.dtype)
+        hidden = self._compute(vectors, attention_mask, _attend_by_products if self.fast_attention else _attend)
         if self.fast_attention and not hidden.isfinite().all():  # a number was too large for the exponential function
-            hidden = self._compute(ids, mask, _attend)
+            hidden = self._compute(vectors, attention_mask, _attend)
         return hidden
 
-    def _compute(self, ids: torch.Tensor, mask: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
-        count, longest = ids.shape
-        x = self.norm(self.words[ids] + self.places[:longest]).to(self.dtype).view(count * longest, -1)
+    def _compute(self, vectors: torch.Tensor, mask: torch.Tensor, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+        count, longest = mask.shape
+        x = vectors.view(count * longest, -1)
         for (project, output, rise, fall), norm_attention, norm_output in self.layers:
             projected = project(x).view(count, longest, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             attended = attend(*projected, mask).transpose(1, 2).reshape(count * longest, -1)

@@ -54,7 +54,7 @@ class _FusedAdam(Optimizer):  # type: ignore[misc,unused-ignore]
     __slots__ = ("head_lr_multiplier",)
 
     def __call__(self, key: tuple[int, str], weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> tuple[Any, Any]:
-        if "." not in key[1]:  # a parameter of thinc's
+        if "." not in key[1] or "token_type" in key[1]:  # a parameter of thinc's, or the types, which start alike
             lr_scale *= self.head_lr_multiplier
         if not isinstance(weights, np.ndarray) or not weights.size:
             updated: tuple[Any, Any] = super().__call__(key, weights, gradient, lr_scale=lr_scale)

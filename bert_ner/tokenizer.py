@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from spacy.lang.char_classes import ALPHA, ALPHA_LOWER, ALPHA_UPPER, CONCAT_QUOTES, LIST_ELLIPSES, LIST_ICONS
 from spacy.language import Language
 from spacy.tokenizer import Tokenizer  # type: ignore[import-not-found,unused-ignore]
 from spacy.tokens import Doc
-from spacy.util import compile_infix_regex, registry
+from spacy.util import compile_infix_regex, compile_prefix_regex, compile_suffix_regex, registry
 
 
 @registry.tokenizers("bert_ner.Tokenizer.v2")  # type: ignore[untyped-decorator,unused-ignore]
@@ -35,18 +36,22 @@ def create_tokenizer() -> Callable[[Language], Tokenizer]:
     ]
 
     def create(nlp: Language) -> Tokenizer:
-        plain = registry.tokenizers.get("spacy.Tokenizer.v1")()(nlp)
-        tokenizer = _LinearTokenizer(
-            nlp.vocab, plain.rules, plain.prefix_search, plain.suffix_search, None, plain.token_match, plain.url_match
-        )
-        tokenizer.bound_affixes()
-        tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
-        tokenizer.rules = {
+        defaults = nlp.Defaults
+        rules = {
             text: parts
-            for text, parts in tokenizer.rules.items()
+            for text, parts in defaults.tokenizer_exceptions.items()
             if any(character.isalpha() or character.isspace() or character in "'\u2019" for character in text)
         }
-        return tokenizer
+        # All at once, since spaCy adds the special cases again for each search that is set afterwards.
+        return _LinearTokenizer(
+            nlp.vocab,
+            rules,
+            compile_prefix_regex(defaults.prefixes or ()).search,
+            compile_suffix_regex(defaults.suffixes or ()).search,
+            compile_infix_regex(infixes).finditer,
+            defaults.token_match,
+            defaults.url_match,
+        )
 
     return create
 
@@ -85,32 +90,22 @@ class _LinearTokenizer(Tokenizer):  # type: ignore[misc,unused-ignore]
         """
         yield from map(self, texts)
 
-    def bound_affixes(self) -> None:
-        """Make the searches look for prefixes at the start of a chunk only, and for suffixes near its end only."""
-        prefixes, suffixes = getattr(self, "prefix_search"), getattr(self, "suffix_search")  # noqa: B009 (for mypy)
-        if prefixes is not None:
-            self.prefix_search = prefixes.__self__.match  # all of its patterns begin with ^
-        if suffixes is not None:
-            self.suffix_search = _SuffixSearch(suffixes.__self__.pattern).search
-
-    def from_bytes(self, data: bytes, *, exclude: Iterable[str] = ()) -> _LinearTokenizer:
-        """Load the tokenizer. spaCy restores the patterns, but not the searches of this class.
-
-        data (bytes): From `to_bytes`.
-        exclude (Iterable[str]): Names of fields to leave out.
-        RETURNS (_LinearTokenizer): Itself.
-        """
-        super().from_bytes(data, exclude=exclude)
-        self.bound_affixes()
-        return self
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Bound a search by a pattern, also where spaCy sets it: when it makes, copies or loads a tokenizer."""
+        pattern = getattr(value, "__self__", None)
+        if isinstance(pattern, re.Pattern) and name == "prefix_search":
+            value = pattern.match  # all parts of the pattern begin with ^
+        if isinstance(pattern, re.Pattern) and name == "suffix_search":
+            value = _SuffixSearch(pattern).search
+        super().__setattr__(name, value)
 
 
 class _SuffixSearch:
     """Searches for a suffix in the last characters of a string only, which no suffix exceeds."""
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern  # the tokenizer saves this attribute of what `search` belongs to
-        self.compiled = re.compile(pattern)
+    def __init__(self, compiled: re.Pattern[str]) -> None:
+        self.compiled = compiled
+        self.pattern = compiled.pattern  # the tokenizer saves this attribute of what `search` belongs to
 
     def search(self, text: str) -> re.Match[str] | None:
         return self.compiled.search(text[-LONGEST_SUFFIX:])

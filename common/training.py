@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 import bert_ner
 from bert_ner.corpus import find_pieces
+from bert_ner.encoder import CASES
 from common.corpora import find_entity_texts, read_docs
 from common.errors import StepError
 from common.records import code_digest, digest, read_json, sha256
@@ -103,8 +104,10 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     - The learning rate is 5e-5 for the width of BERT-base, 768 (Devlin et al. 2019 recommend 2e-5 to 5e-5). For
       another width it grows with the inverse square, which gives 2e-4 for 384, up to 5e-4.
     - The learning rate of the other layers is HEAD_RATE, as a multiple of that of the encoder.
-    - A batch has 1,500 words. For a small corpus it has fewer, so that an epoch has 25 steps, but at least 300.
+    - A batch has 1,500 words. From the width of BERT-base on it has 500, which are about 32 sentences of news (Devlin et
+      al. 2019 recommend 16 or 32). For a small corpus it has fewer, so that an epoch has 25 steps, but at least 300.
     - There are EPOCHS epochs. For a small corpus there are more, until there are FEWEST_STEPS.
+    - An encoder with token types learns the case of words by them. Others get it beside their vectors instead.
 
     config (Path): The training config; its batcher counts the steps.
     train (Path): The training corpus.
@@ -115,16 +118,20 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     """
     docs = [doc[a:b] for doc in read_docs(train, spacy.blank("en").vocab) for a, b in find_pieces(doc)]
     words = sum(map(len, docs))
-    width = AutoConfig.from_pretrained(encoder).hidden_size  # whatever it is called in the encoder's config.json
-    size = max(1, int(_number("batch_words", batch_words, min(1500, max(300, words // 25)))))
-    batcher = Config().from_disk(config)["training"]["batcher"]["batcher"] | {"size": size}
+    architecture, settings = AutoConfig.from_pretrained(encoder), Config().from_disk(config)
+    width = architecture.hidden_size  # whatever it is called in the encoder's config.json
+    most = 1500 if width < 768 else 500
+    size = max(1, int(_number("batch_words", batch_words, min(most, max(300, words // 25)))))
+    batcher = settings["training"]["batcher"]["batcher"] | {"size": size}
     steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
     passes = _number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
     evaluations = min(EVALUATIONS, math.ceil(passes))
     every = math.ceil(passes * steps / evaluations)
     total = every * evaluations  # spaCy evaluates at multiples of `every`, and shall evaluate the last step
     rate = _number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
+    told = getattr(architecture, "type_vocab_size", 0) in (2, CASES)
     return {
+        **({"components.tok2vec.model.attrs": [], "components.tok2vec.model.rows": []} if told else {}),
         "paths.train": str(train),
         "paths.encoder": str(encoder),
         "training.max_steps": total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.contenders import pipelines
@@ -12,7 +13,7 @@ def load(job: Job) -> Contender:
     """The same weights and heads behind the transformer component that spacy-transformers has by default.
 
     job (Job): What to annotate.
-    RETURNS (Contender): The contender.
+    RETURNS (Contender): The contender. It has no score, since that component cannot tell the encoder the case of words.
     """
     from spacy.util import load_model_from_config
     from thinc.api import Config
@@ -25,4 +26,4 @@ def load(job: Job) -> Contender:
     config.pop("corpora", None)  # a trained pipeline needs neither its corpora nor what initialised it
     config.pop("initialize", None)
     nlp = load_model_from_config(config, auto_fill=True).from_disk(job.model)
-    return pipelines.annotate(nlp, Path(job.docs))
+    return replace(pipelines.annotate(nlp, Path(job.docs)), score=lambda _: None)

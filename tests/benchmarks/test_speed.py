@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.contenders import ours, pipelines, spacy_transformers
-from benchmarks.harness import Job, Unavailable
+from benchmarks.harness import Contender, Job, Unavailable
 from benchmarks.speed import FIGURES, add_encoder_shares
 from benchmarks.worker import SPEED
 from common.errors import StepError
@@ -23,8 +23,9 @@ def test_the_reference_has_neither_our_forward_nor_our_windows(job: Job, monkeyp
 
     models = []
 
-    def keep(nlp: object, path: Path) -> None:
+    def keep(nlp: object, path: Path) -> Contender:
         models.append(dict(nlp.pipeline)["transformer"].model)  # type: ignore[attr-defined]
+        return Contender(list, list)
 
     monkeypatch.setattr(pipelines, "annotate", keep)
     spacy_transformers.load(job)
@@ -49,8 +50,7 @@ def test_a_dtype_that_the_machine_has_not_is_unavailable(job: Job, monkeypatch: 
 @pytest.mark.parametrize("name", ["spacy-transformers", "encoder-float32", "huggingface-8"])
 def test_contenders_annotate(name: str, job: Job) -> None:
     contender = SPEED[name](job)
-    score = contender.score(contender.work(contender.prepare()))
-    assert score is None if name != "spacy-transformers" else score is not None and 0 <= score <= 1
+    assert contender.score(contender.work(contender.prepare())) is None
 
 
 def test_the_share_of_the_bare_encoder_is_that_of_the_same_dtype() -> None:

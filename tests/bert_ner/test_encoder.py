@@ -6,7 +6,9 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import spacy
 import torch
@@ -16,9 +18,9 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.util import load_model_from_config
-from spacy_transformers.data_classes import FullTransformerBatch
+from spacy_transformers.data_classes import FullTransformerBatch, HFObjects
 from thinc.api import Adam
-from transformers import BertTokenizerFast
+from transformers import MODEL_MAPPING, BertModel, BertTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 from bert_ner import encoder
@@ -184,6 +186,68 @@ def test_predictions_follow_the_training(pipeline: Language) -> None:
     assert again.predict([nlp.make_doc(ENGLISH)]).model_output.last_hidden_state.equal(after)
 
 
+# Case
+
+
+def test_each_wordpiece_has_the_case_of_its_token(pipeline: Language) -> None:
+    """In every window, also beside white space and padding."""
+    cases = {
+        "Turku": 1,
+        "FINLAND": 2,
+        "I": 3,
+        "McKay": 4,
+        "iPhone": 4,
+        "slept": 0,
+        ".": 0,
+        "12": 0,
+        "\n": 0,
+        "U.S.": 2,
+        "한": 0,
+    }
+    doc, short = Doc(pipeline.vocab, words=[*cases] * 30), Doc(pipeline.vocab, words=["Oslo"])
+    batch = pipeline.get_pipe("transformer").model.predict([doc, Doc(pipeline.vocab), short])  # type: ignore[attr-defined]
+    wordpieces, align = batch.wordpieces, batch.align
+    found = np.split(wordpieces.token_type_ids.flatten()[align.dataXd.flatten()], np.cumsum(align.lengths)[:-1])
+    expected = [*cases.values()] * 30 + [1]
+    assert [set(array.tolist()) for array in found] == [
+        {case} if length else set() for case, length in zip(expected, align.lengths, strict=True)
+    ]
+    rest = np.ones(wordpieces.input_ids.size, dtype=bool)
+    rest[align.dataXd.flatten()] = False
+    assert len(batch.spans[0]) > 1 and not wordpieces.token_type_ids.flatten()[rest].any()
+
+
+def test_the_encoder_learns_of_case_what_its_types_learn(pipeline: Language, tmp_path: Path) -> None:
+    """At first it is the pretrained encoder, to which all words are in lower case. Storing keeps what was learnt."""
+    model = load_as(pipeline, "float32")
+    docs = [Doc(pipeline.vocab, words=words) for words in (["Mira", "LEFT", "Turku"], ["mira", "left", "turku"])]
+
+    def differ(predicted: Any) -> bool:
+        first, second = predicted.predict([doc.copy() for doc in docs]).model_output.last_hidden_state
+        return not torch.allclose(first, second)
+
+    assert not differ(model)
+    types = model.transformer.embeddings.token_type_embeddings
+    assert model.transformer.config.type_vocab_size == types.num_embeddings == encoder.CASES
+    model.inference.forget(model.transformer)
+    types.weight.data[1] += 1
+    assert differ(model)
+    model.to_disk(tmp_path / "model")
+    assert differ(load_as(pipeline, "float32").from_disk(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("case", [True, False])
+def test_types_that_tell_case_already_are_kept(pipeline: Language, case: bool) -> None:
+    """A student may start from the encoder of a trained pipeline."""
+    model = load_as(pipeline, "float32")
+    weight = model.transformer.embeddings.token_type_embeddings.weight
+    weight.data[1] += 1
+    taken = HFObjects(model.tokenizer, model.transformer, {}, {})
+    fresh = encoder.create_transformer_model("", lambda _: [], lambda _: [], case, "float32")
+    encoder._set_transformer(fresh, taken, case)
+    assert fresh.transformer.embeddings.token_type_embeddings.weight is weight
+
+
 # Copies
 
 
@@ -286,6 +350,17 @@ def test_a_pipeline_loads_without_the_private_parts_of_transformers(
     expected = in_use(pipeline, load_as(pipeline, "float32"))
     monkeypatch.delattr("transformers.modeling_utils.no_init_weights")
     assert in_use(pipeline, load_as(pipeline, "float32")).equal(expected)
+
+
+def test_a_pipeline_loads_without_an_import_of_every_architecture(
+    pipeline: Language, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AutoModel.from_config lists the configs of all architectures, which took a third of a load."""
+    everything = Mock(side_effect=AssertionError("all architectures are imported"))
+    monkeypatch.setattr(type(MODEL_MAPPING), "keys", everything)
+    loaded = load_as(pipeline, "float32")
+    doc = pipeline.make_doc(ENGLISH)
+    assert type(loaded.transformer) is BertModel and len(loaded.predict([doc]).doc_data[0].align.lengths) == len(doc)
 
 
 def test_several_processes_work(pipeline: Language, tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def test_gradients_are_those_of_the_encoder(pipeline: Language, way: str, monkey
         mask = torch.from_numpy(batch.wordpieces.attention_mask)
         batch.model_output = {"output_0": slope * mask.unsqueeze(-1)}
         backprop(batch)
-    output = reference(input_ids=torch.from_numpy(batch.wordpieces.input_ids), attention_mask=mask).last_hidden_state
+    types = torch.from_numpy(batch.wordpieces.token_type_ids)
+    assert set(types.flatten().tolist()) == {0, 1}
+    inputs = {"input_ids": torch.from_numpy(batch.wordpieces.input_ids), "attention_mask": mask}
+    output = reference(**inputs, token_type_ids=types).last_hidden_state
     (2 * slope * output)[mask.bool()].sum().backward()
     for (name, ours), theirs in zip(model.transformer.named_parameters(), reference.parameters(), strict=True):
         if "pooler" not in name:

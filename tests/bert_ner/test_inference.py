@@ -188,6 +188,20 @@ def test_large_logits_are_computed_again_the_safe_way(tiny_encoder: Path, monkey
     assert torch.nn.functional.cosine_similarity(found.float(), expected, dim=2)[mask.bool()].median() > 0.9
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_token_types_count(tiny_encoder: Path, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = AutoModel.from_pretrained(tiny_encoder).eval()
+    original.embeddings.token_type_embeddings.weight.data[1] += 1
+    monkeypatch.setattr(inference.Inference, "is_bert", staticmethod(lambda encoder: own))
+    ids = torch.arange(5, 25).view(2, 10)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids % 2}
+    copied = inference.copy_encoder(original, "float32")
+    with torch.inference_mode():
+        torch.testing.assert_close(copied(**inputs), original(**inputs).last_hidden_state, rtol=1e-4, atol=1e-5)
+        del inputs["token_type_ids"]
+        torch.testing.assert_close(copied(**inputs), original(**inputs).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
 def test_a_copy_to_predict_with_is_whole_on_the_device_of_the_encoder(
     tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ def test_another_wheel_of_the_same_code_changes_nothing(pipeline: Language, monk
     monkeypatch.setattr("catalogue.REGISTRY", REGISTRY.copy())
     for path in (ROOT / "bert_ner").glob("[!_]*.py"):
         import_file(f"another_{path.stem}", path)
-    assert registry.architectures.get("bert_ner.TransformerModel.v3").__module__ == "another_encoder"
+    assert registry.architectures.get("bert_ner.TransformerModel.v4").__module__ == "another_encoder"
     assert pipeline(text).to_json() == before
     assert load_model_from_config(pipeline.config).from_bytes(pipeline.to_bytes())(text).to_json() == before
 

@@ -92,3 +92,23 @@ def test_affixes_take_time_in_proportion_to_the_text(tokenizers: tuple[Language,
         assert len(nlp_.make_doc("=(" * 6000)) == 12000
         assert longest <= tokenizer.LONGEST_CHUNK and seen <= 13000
         assert bounded.prefix_search.__name__ == "match" and hasattr(suffixes, "compiled")
+
+
+def test_special_cases_are_added_once_when_a_tokenizer_is_made_and_once_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """spaCy adds them again for each search that is set. They were added nine times, a quarter of a load."""
+    config = {"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}}
+    added: list[str] = []
+
+    def add(self: Any, text: str, parts: Any) -> None:
+        added.append(text)
+        Tokenizer.add_special_case(self, text, parts)
+
+    monkeypatch.setattr(tokenizer._LinearTokenizer, "add_special_case", add, raising=False)
+    made: Any = spacy.blank("en", config=config).tokenizer
+    assert sorted(added) == sorted(made.rules)
+    data = made.to_bytes()
+    added.clear()
+    made.from_bytes(data)
+    assert sorted(added) == sorted(made.rules) and made.to_bytes() == data

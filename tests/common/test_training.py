@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_ner.encoder import CASES
 from common.errors import StepError
 from common.training import derive
 from scripts.convert import convert
@@ -23,6 +24,17 @@ def test_learning_rate_and_steps_follow_encoder_and_corpus(
     assert settings["training.max_steps"] >= 400  # one step an epoch
     assert settings["training.max_steps"] % settings["training.eval_frequency"] == 0  # the last step is evaluated
     assert derive(CONFIG, tiny_corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.batcher.size"] == 7
+
+
+@pytest.mark.parametrize(("types", "beside"), [(2, False), (CASES, False), (1, True)])
+def test_an_encoder_without_token_types_gets_case_beside_its_vectors(
+    tmp_path: Path, tiny_corpus: Path, types: int, beside: bool
+) -> None:
+    encoder = save_tiny_encoder(tmp_path)
+    description = json.loads((encoder / "config.json").read_text("utf8"))
+    (encoder / "config.json").write_text(json.dumps(description | {"type_vocab_size": types}), encoding="utf8")
+    settings = derive(CONFIG, tiny_corpus / "train.spacy", encoder, "auto", "auto", "auto")
+    assert settings.get("components.tok2vec.model.attrs", ["SHAPE"]) == (["SHAPE"] if beside else [])
 
 
 def test_a_batch_has_at_least_one_word(tiny_corpus: Path, tiny_encoder: Path) -> None:
