@@ -113,6 +113,7 @@ def train_anew(
             "The optimizer and the schedule of the learning rate start afresh.",
         )
         config = resume_config(config, start, unfinished / "config.cfg")
+        overrides = {key: value for key, value in overrides.items() if not key.startswith("components.")}
     msg.info(
         f"Training in {unfinished}. If it is interrupted, the best weights so far stay there, "
         "and the same command goes on from them."

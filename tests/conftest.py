@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,9 @@ CORPUS = [  # documents of sentences of rows: token, part of speech, chunk, enti
 # Before any test imports the libraries that read these. Threads that wait for each other sleep: those that spin take
 # four times the time as soon as other processes want the cores.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="PASSIVE")
+# Tests race no clock, and so hypothesis must not either.
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")
 
 
 def write_corpus(folder: Path, text: str | None = None) -> Path:

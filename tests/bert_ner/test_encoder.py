@@ -28,7 +28,6 @@ from tests.bert_ner.conftest import ENGLISH, copy_with, load_as, nlp
 from tests.conftest import ROOT, guard
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 700), max_size=4), st.integers(1, 200), st.integers(0, 199))
 def test_windows_hold_each_token_and_are_equally_long(lengths: list[int], size: int, overlap: int) -> None:
     overlap = min(overlap, size - 1)
@@ -108,7 +107,7 @@ WORDS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(WORDS, st.randoms(use_true_random=False)), min_size=1, max_size=3), st.integers(1, 12))
 def test_cached_wordpieces_are_those_of_the_tokenizer(
     tiny_encoder: Path, texts: list[tuple[list[str], Any]], size: int

@@ -71,7 +71,7 @@ def read_tags(tags: tuple[str, ...], starts: list[bool]) -> list[tuple[int, int,
     return None if begun else found
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sampled_from([1, 3, 8]))
 def test_entities_are_those_of_the_best_legal_sequence_and_scores_are_posteriors(
     seed: int, lengths: list[int], sharpness: int
@@ -119,7 +119,7 @@ def test_every_entity_has_a_score_that_does_not_depend_on_the_batch(pipeline: La
 SPACE = st.sampled_from(["\n", "  ", "\n\n"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.one_of(st.just(["left"]), st.lists(SPACE, max_size=2))))
 def test_entities_neither_begin_nor_end_with_white_space_and_pass_over_it(
     pipeline: Language, parts: list[list[str]]
@@ -205,7 +205,7 @@ def test_gold_tags_are_those_of_spacy(data: st.DataObject) -> None:
         assert recognizer._number_tags(example, labels).tolist() == expected
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_targets_are_learnt_where_there_are_some_and_else_the_tags(pipeline: Language, size: int, seed: int) -> None:
     ner = pipeline.get_pipe("ner")

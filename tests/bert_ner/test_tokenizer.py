@@ -58,14 +58,13 @@ PIECES = [
 ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([*PIECES, " ", "\n"]), st.text(max_size=5)), max_size=20).map("".join))
 def test_bounds_change_no_token_of_ordinary_text(tokenizers: tuple[Language, Language], text: str) -> None:
     ours, plain = (nlp.make_doc(text) for nlp in tokenizers)
     assert [(t.text, t.whitespace_) for t in ours] == [(t.text, t.whitespace_) for t in plain]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=3), st.integers(1, 1500)), max_size=4))
 def test_long_chunks_are_cut_and_lose_nothing(
     tokenizers: tuple[Language, Language], parts: list[tuple[str, int]]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import spacy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from spacy.tokens import DocBin
 
@@ -10,7 +10,6 @@ from common.corpora import find_entity_texts, read_docs
 from common.errors import StepError
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_corpus_is_named_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     nlp = spacy.blank("en")

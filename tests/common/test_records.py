@@ -11,7 +11,7 @@ from typing import Annotated
 import pytest
 import typer
 from filelock import FileLock
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -74,7 +74,6 @@ def test_names_that_no_run_has(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert "--vars.run" in error.value.remedy
 
 
-@settings(deadline=None)
 @given(st.text(max_size=8) | st.lists(st.sampled_from(["..", ".", "/", "a", " ", "corpus", "sample"])).map("".join))
 def test_what_is_allowed_is_a_folder_directly_in_an_area(name: str) -> None:
     try:

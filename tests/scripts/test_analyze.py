@@ -53,7 +53,7 @@ def example(predicted: list[str], reference: list[str]) -> Example:
     return Example(make(predicted), make(reference))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=4))
 def test_every_count_agrees_with_the_others(pairs: list[tuple[list[str], list[str]]]) -> None:
     examples = [example(*(tags[: min(map(len, pair))] for tags in pair)) for pair in pairs]

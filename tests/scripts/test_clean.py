@@ -75,7 +75,7 @@ def test_clean_refuses_what_is_no_run(name: str, project: Path) -> None:
     assert files(project.parent) == before
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(
     st.lists(
         st.text(min_size=1, max_size=5)

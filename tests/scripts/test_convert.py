@@ -108,7 +108,7 @@ def test_bioes_and_biluo_are_read(tmp_path: Path, letters: str) -> None:
     assert tags(conll) == ["B-X", "B-X", "I-X", "B-X"] and conll.stray == {"entity": [2, 4]}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data(), st.sampled_from(["IOB1", "BILUO", "BIOES"]))
 def test_every_scheme_says_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, scheme: str) -> None:
     """A column in IOB2 gives the same tags when it is written in another scheme."""
@@ -195,7 +195,7 @@ def test_an_empty_split_is_an_error(tmp_path: Path, text: str) -> None:
         read(tmp_path, text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.one_of(st.binary(), st.text(), st.text(alphabet="ab-BIOX \t\r\n\ufeff_").map(lambda text: "-DOCSTART-\n" + text))
 )
@@ -245,7 +245,7 @@ def documents(draw: st.DrawFn) -> list[Document]:
     return [[sentence() for _ in range(draw(st.integers(1, 3)))] for _ in range(draw(st.integers(1, 3)))]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(documents())
 def test_reading_what_was_written_gives_the_same(
     tmp_path_factory: pytest.TempPathFactory, given: list[Document]

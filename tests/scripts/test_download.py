@@ -498,7 +498,7 @@ def make_rows(**columns: list[Any]) -> dict[str, Dataset]:
     return dict.fromkeys(SPLITS, Dataset.from_dict(columns))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(*[st.none() | st.lists(st.sampled_from(["Turku", "B-LOC", "O", "", "a b", "\n"]), max_size=3)] * 2),
@@ -798,7 +798,7 @@ SETTINGS = [
 ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from(SETTINGS), VALUES, min_size=1, max_size=3))
 def test_no_config_ends_in_a_traceback(tiny_encoder: Path, values: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder, suppress(StepError), warnings.catch_warnings():

@@ -48,7 +48,7 @@ def test_what_is_no_file_of_a_run_is_refused(text: str | bytes, said: str, folde
     assert error.value.remedy
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=30))
 def test_any_text_gives_variables_or_a_clear_error(folder: Path, text: str) -> None:
     (folder / "runs/any.yml").write_bytes(text.encode("utf8", "surrogatepass"))

@@ -231,7 +231,7 @@ def write_checkpoint(folder: Path, names: list[str], when: int) -> None:
 FILES = ["config.cfg", "meta.json", "ner/model", "transformer/model", "vocab/strings.json"]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.sampled_from(["saving", "removing", "copying", "done"]), st.integers(0, len(FILES)), st.randoms())
 def test_a_whole_checkpoint_is_found_whenever_the_kill_comes(
     tmp_path_factory: pytest.TempPathFactory, stage: str, files: int, order: Any
