@@ -102,7 +102,7 @@ def create_augmenting_batcher(
     return batch
 
 
-LONGEST_DOCUMENT = 1500  # tokens, about as many as a batch has
+LONGEST_DOCUMENT = 1500  # tokens, about twice as many as a batch has
 
 
 def find_pieces(doc: Doc, size: int = LONGEST_DOCUMENT) -> list[tuple[int, int]]:

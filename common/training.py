@@ -104,8 +104,8 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     - The learning rate is 5e-5 for the width of BERT-base, 768 (Devlin et al. 2019 recommend 2e-5 to 5e-5). For
       another width it grows with the inverse square, which gives 2e-4 for 384, up to 5e-4.
     - The learning rate of the other layers is HEAD_RATE, as a multiple of that of the encoder.
-    - A batch has 1,500 words. From the width of BERT-base on it has 500, which are about 32 sentences of news (Devlin
-      et al. 2019 recommend 16 or 32). For a small corpus it has fewer, so that an epoch has 25 steps, but at least 300.
+    - A batch has 750 words. From the width of BERT-base on it has 500, which are about 32 sentences of news (Devlin et
+      al. 2019 recommend 16 or 32). For a small corpus it has fewer, so that an epoch has 25 steps, but at least 300.
     - There are EPOCHS epochs. For a small corpus there are more, until there are FEWEST_STEPS.
     - An encoder with token types learns the case of words by them. Others get it beside their vectors instead.
 
@@ -120,7 +120,7 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     words = sum(map(len, docs))
     architecture, settings = AutoConfig.from_pretrained(encoder), Config().from_disk(config)
     width = architecture.hidden_size  # whatever it is called in the encoder's config.json
-    most = 1500 if width < 768 else 500
+    most = 750 if width < 768 else 500
     size = max(1, int(_number("batch_words", batch_words, min(most, max(300, words // 25)))))
     batcher = settings["training"]["batcher"]["batcher"] | {"size": size}
     steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
