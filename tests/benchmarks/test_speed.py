@@ -105,7 +105,8 @@ def test_speed_from_end_to_end(project: Project, tmp_path: Path) -> None:
     for result in record["contenders"].values():
         rates = [repetition["words"] / repetition["seconds"] for repetition in result["repetitions"]]
         assert len(rates) == 2 and result["words_per_second"]["median"] == pytest.approx(statistics.median(rates))
-        assert 0 <= result["f1"] <= 1 and result["peak_rss_mb"] > 100 and result["versions"]["spacy"]
+        assert result["peak_rss_mb"] > 100 and result["versions"]["spacy"]
+    assert 0 <= record["contenders"]["default"]["f1"] <= 1
     assert record["words"] == record["contenders"]["default"]["repetitions"][0]["words"]
     assert all(seconds > 0 for seconds in record["starts"]["medians"].values())
     assert record["memory"][0]["peak_rss_mb"] > 100 and record["machine"]["threads"] >= 1
