@@ -1,4 +1,4 @@
-"""The windows, the wordpieces and the transformer of the pipeline, and its training.
+"""The windows, the wordpieces and the transformer of the pipeline. What trains it on CPUs is in finetuning.py.
 
 spaCy's registry gets the windows `bert_ner.EqualSpans.v1` and the architectures `bert_ner.TransformerModel.v4` and
 `bert_ner.Tok2VecTransformer.v2`. A wheel of the pipeline has a copy of this file.

@@ -28,7 +28,8 @@ def create_optimizer(
     keep most of what it knows.
 
     learn_rate (float or an iterator of floats): The learning rate of the encoder, or its schedule.
-    head_lr_multiplier (float): The learning rate of all other layers, as a multiple of the encoder's.
+    head_lr_multiplier (float): The learning rate of all other layers, and of the encoder's token types, which have to
+        learn the case of words, as a multiple of the encoder's.
     beta1, beta2, eps, weight_decay (float): See Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
     grad_clip (float): The largest norm of the gradient of a parameter, above 0.
     RETURNS (Optimizer): The optimizer.
