@@ -1,0 +1,317 @@
+"""Documents that people annotate: their texts, what is suggested, what each annotator decided, all in one SQLite file.
+
+Every change is a transaction, so that a crash loses at most the change under way, and several processes can work on one
+file. Nothing is ever removed: a decision that replaces another one leaves the earlier one in the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from common.errors import StepError
+
+STORE = "annotations.db"  # in the folder annotate/<run>
+PATIENCE = 60  # seconds that a change waits for those of other processes
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS documents (
+    id TEXT PRIMARY KEY, text TEXT NOT NULL, sha256 TEXT NOT NULL, split TEXT, meta TEXT NOT NULL,
+    rank REAL, reason TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS suggestions (
+    document TEXT NOT NULL REFERENCES documents (id), source TEXT NOT NULL, spans TEXT NOT NULL,
+    PRIMARY KEY (document, source));
+CREATE TABLE IF NOT EXISTS annotations (
+    document TEXT NOT NULL REFERENCES documents (id), annotator TEXT NOT NULL, revision INTEGER NOT NULL,
+    content TEXT NOT NULL, PRIMARY KEY (document, annotator));
+CREATE TABLE IF NOT EXISTS history (
+    number INTEGER PRIMARY KEY, time TEXT NOT NULL, document TEXT NOT NULL, annotator TEXT NOT NULL,
+    revision INTEGER NOT NULL, content TEXT NOT NULL);
+"""
+
+
+class Span(BaseModel):
+    """A stretch of a text with a label.
+
+    start, end (int): The first character and the one after the last, as Python counts them (code points).
+    label (str): What it is, such as PER.
+    score (float | None): The probability that it is right, where a pipeline gave one.
+    source (str): Who suggested it: the name and version of a pipeline, or the name of a list of terms; empty for a
+        span that an annotator made.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    start: int = Field(ge=0)
+    end: int
+    label: str = Field(min_length=1)
+    score: float | None = Field(default=None, ge=0, le=1)
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _check_end(self) -> Span:
+        if self.end <= self.start:
+            raise ValueError(f"the end, {self.end}, is not after the start, {self.start}")
+        return self
+
+
+class Document(BaseModel):
+    """A text to annotate.
+
+    id (str): Names it for good, also in other tools.
+    text (str): The text, which never changes.
+    split (str | None): train, dev or test, or None while it has none.
+    meta (dict[str, Any]): What else came with it: its file, its row, other columns.
+    rank (float | None): Its place in the order of work, the smallest first; None if nothing has chosen it yet.
+    reason (str): Why it has that place.
+    """
+
+    id: str = Field(min_length=1)
+    text: str
+    split: Literal["train", "dev", "test"] | None = None
+    meta: dict[str, Any] = {}
+    rank: float | None = None
+    reason: str = ""
+
+
+class Annotation(BaseModel):
+    """What an annotator says of a document.
+
+    document (str): The id of the document.
+    annotator (str): Who it was.
+    status: "draft" while the annotator works on it; "annotated" if the spans are all that there are, none included;
+        "skipped" if the annotator did not want to decide.
+    spans (list[Span]): The spans. One that was suggested and accepted keeps its score and its source.
+    flagged (bool): Whether somebody should look at it again.
+    comment (str): Why.
+    actions (int): How many keys and clicks it took so far.
+    seconds (float): How long it took so far.
+    revision (int): How often it was saved; 0 for a new one.
+    """
+
+    document: str
+    annotator: str = Field(min_length=1)
+    status: Literal["draft", "annotated", "skipped"]
+    spans: list[Span] = []
+    flagged: bool = False
+    comment: str = ""
+    actions: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0, ge=0)
+    revision: int = 0
+
+
+class Task(BaseModel):
+    """A document with all that is known about it: what tools of annotation show and give back."""
+
+    document: Document
+    suggestions: list[Span] = []
+    annotations: list[Annotation] = []
+
+
+class ConflictError(Exception):
+    """Somebody else has saved this annotation since it was read.
+
+    saved (Annotation): What is saved.
+    """
+
+    def __init__(self, saved: Annotation) -> None:
+        super().__init__(f"{saved.annotator} has saved {saved.document} elsewhere in the meantime.")
+        self.saved = saved
+
+
+class Store:
+    """The file with the documents of a run and all annotations of them. It may be open in several processes at once.
+
+    path (Path): The file, which is made if it is not there, in a folder that is there.
+    RAISES (StepError): If it is another file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._open("IMMEDIATE") as database:
+            for statement in filter(str.strip, SCHEMA.split(";")):
+                database.execute(statement)
+
+    @contextmanager
+    def _open(self, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[sqlite3.Connection]:
+        """A transaction, which is undone if an error leaves it. Its connection is new, for use in threads and after forks.
+
+        kind: DEFERRED to read, which others can do at the same time; IMMEDIATE to change something.
+        """
+        database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        try:
+            database.execute("PRAGMA foreign_keys = ON")
+            database.execute(f"BEGIN {kind}")
+            yield database
+            database.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            reason = str(error)
+            if "locked" in reason:
+                remedy = f"Another process has kept it for {PATIENCE} seconds: end that one, and try again."
+            elif "full" in reason or "disk I/O" in reason:
+                remedy = "Free some space on this disk and try again: what was saved before is there."
+            else:
+                remedy = "Move it away if it is another file. If it is damaged, take it from your backup."
+            raise StepError(f"{self.path} cannot be used: {reason}.", remedy) from error
+        finally:
+            database.close()  # which undoes a transaction that was not ended
+
+    def add_documents(self, documents: Iterable[Document]) -> int:
+        """Add documents. Those that are there with the same text stay as they are.
+
+        documents (Iterable[Document]): The documents.
+        RETURNS (int): How many are new.
+        RAISES (StepError): If an id stands for another text, which names all such ids. Nothing is added then.
+        """
+        added, changed = 0, []
+        with self._open("IMMEDIATE") as database:
+            for document in documents:
+                known = database.execute("SELECT sha256 FROM documents WHERE id = ?", (document.id,)).fetchone()
+                checksum = checksum_of(document.text)
+                if known is None:
+                    database.execute(
+                        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            document.id,
+                            document.text,
+                            checksum,
+                            document.split,
+                            json.dumps(document.meta, ensure_ascii=False),
+                            document.rank,
+                            document.reason,
+                        ),
+                    )
+                    added += 1
+                elif known[0] != checksum:
+                    changed.append(document.id)
+            if changed:
+                shown = ", ".join(changed[:10]) + (f" and {len(changed) - 10} more" if len(changed) > 10 else "")
+                raise StepError(
+                    f"{len(changed)} ids stand for other texts in {self.path}: {shown}.",
+                    "Annotations belong to the text that was annotated: give the changed texts new ids.",
+                )
+        return added
+
+    def tasks(self, ids: list[str] | None = None) -> list[Task]:
+        """Read documents with their suggestions and annotations.
+
+        ids (list[str] | None): Which ones, or None for all, in the order of work: by rank, then as they were added.
+        RETURNS (list[Task]): The tasks, in the order of `ids` if there are some.
+        RAISES (KeyError): If there is no such document.
+        """
+        wanted, values = ("TRUE", ()) if ids is None else ("id IN (SELECT value FROM json_each(?))", (json.dumps(ids),))
+        with self._open("DEFERRED") as database:
+            rows = database.execute(
+                "SELECT id, text, split, meta, rank, reason FROM documents "
+                f"WHERE {wanted} ORDER BY rank IS NULL, rank, rowid",
+                values,
+            ).fetchall()
+            found = {
+                row[0]: Task(
+                    document=Document(
+                        id=row[0], text=row[1], split=row[2], meta=json.loads(row[3]), rank=row[4], reason=row[5]
+                    )
+                )
+                for row in rows
+            }
+            wanted = wanted.replace("id", "document", 1)
+            for document, spans in database.execute(
+                f"SELECT document, spans FROM suggestions WHERE {wanted} ORDER BY rowid", values
+            ):
+                found[document].suggestions.extend(Span(**span) for span in json.loads(spans))
+            for document, revision, content in database.execute(
+                f"SELECT document, revision, content FROM annotations WHERE {wanted} ORDER BY rowid", values
+            ):
+                found[document].annotations.append(Annotation(**json.loads(content) | {"revision": revision}))
+        return list(found.values()) if ids is None else [found[name] for name in ids]
+
+    def suggest(self, source: str, suggestions: dict[str, list[Span]]) -> None:
+        """Replace what one source suggests for documents. What annotators decided stays.
+
+        source (str): The name and version of a pipeline, or the name of a list of terms.
+        suggestions (dict[str, list[Span]]): The spans of each document, by id.
+        """
+        with self._open("IMMEDIATE") as database:
+            database.executemany(
+                "INSERT OR REPLACE INTO suggestions VALUES (?, ?, ?)",
+                [(name, source, _dump(spans)) for name, spans in suggestions.items()],
+            )
+
+    def arrange(self, ranks: dict[str, tuple[float, str]]) -> None:
+        """Set the order of work.
+
+        ranks (dict[str, tuple[float, str]]): By id the rank of a document and the reason for it. Others keep theirs.
+        """
+        with self._open("IMMEDIATE") as database:
+            database.executemany(
+                "UPDATE documents SET rank = ?, reason = ? WHERE id = ?",
+                [(rank, reason, name) for name, (rank, reason) in ranks.items()],
+            )
+
+    def split(self, splits: dict[str, str]) -> None:
+        """Put documents into splits.
+
+        splits (dict[str, str]): By id: train, dev or test.
+        """
+        with self._open("IMMEDIATE") as database:
+            database.executemany(
+                "UPDATE documents SET split = ? WHERE id = ?", [(split, name) for name, split in splits.items()]
+            )
+
+    def save(self, annotation: Annotation) -> Annotation:
+        """Save what an annotator says of a document.
+
+        annotation (Annotation): With the revision that was read before, 0 if there was none.
+        RETURNS (Annotation): The same with its new revision.
+        RAISES (ConflictError): If another revision is saved, which stays.
+        RAISES (ValueError): If there is no such document, or a span does not fit into its text.
+        """
+        with self._open("IMMEDIATE") as database:
+            row = database.execute("SELECT text FROM documents WHERE id = ?", (annotation.document,)).fetchone()
+            if row is None:
+                raise ValueError(f"there is no document {annotation.document!r}")
+            outside = [span for span in annotation.spans if span.end > len(row[0])]
+            if outside:
+                raise ValueError(f"the text of {annotation.document!r} has {len(row[0])} characters: {outside[0]!r}")
+            saved = database.execute(
+                "SELECT revision, content FROM annotations WHERE document = ? AND annotator = ?",
+                (annotation.document, annotation.annotator),
+            ).fetchone()
+            if saved and saved[0] != annotation.revision:
+                raise ConflictError(Annotation(**json.loads(saved[1]) | {"revision": saved[0]}))
+            new = annotation.model_copy(update={"revision": annotation.revision + 1})
+            values = (new.document, new.annotator, new.revision, new.model_dump_json(exclude={"revision"}))
+            database.execute("INSERT OR REPLACE INTO annotations VALUES (?, ?, ?, ?)", values)
+            database.execute(
+                "INSERT INTO history (time, document, annotator, revision, content) VALUES (?, ?, ?, ?, ?)",
+                (datetime.now(UTC).isoformat(timespec="milliseconds"), *values),
+            )
+        return new
+
+    def history(self, document: str) -> list[tuple[str, Annotation]]:
+        """Read everything that was ever saved of a document.
+
+        document (str): Its id.
+        RETURNS (list[tuple[str, Annotation]]): The time, in UTC, and the annotation, the oldest first.
+        """
+        query = "SELECT time, revision, content FROM history WHERE document = ? ORDER BY number"
+        with self._open("DEFERRED") as database:
+            rows = database.execute(query, (document,)).fetchall()
+        return [(time, Annotation(**json.loads(content) | {"revision": revision})) for time, revision, content in rows]
+
+
+def checksum_of(text: str) -> str:
+    """The SHA-256 of a text in UTF-8, as hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _dump(spans: list[Span]) -> str:
+    return json.dumps([span.model_dump() for span in spans], ensure_ascii=False)

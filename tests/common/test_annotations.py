@@ -1,0 +1,174 @@
+"""The file that keeps documents and annotations."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from common.annotations import Annotation, ConflictError, Document, Span, Store
+from common.errors import StepError
+
+MIRA = Document(id="d1", text="Mira Solberg left Turku 🚢.", split="train", meta={"file": "a.txt"})
+TARN = Document(id="d2", text="Rain fell on Tarn.")
+PERSON = Span(start=0, end=12, label="PER")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "annotations.db")
+    store.add_documents([MIRA, TARN])
+    return store
+
+
+def annotate(status: str = "annotated", annotator: str = "ada", revision: int = 0, **fields: object) -> Annotation:
+    return Annotation.model_validate(
+        {"document": "d1", "annotator": annotator, "status": status, "revision": revision, **fields}
+    )
+
+
+def test_documents_come_back_as_they_are(store: Store) -> None:
+    assert [task.document for task in store.tasks()] == [MIRA, TARN]
+    assert Store(store.path).tasks(["d2", "d1"])[1].document == MIRA
+
+
+def test_the_same_document_is_added_once(store: Store) -> None:
+    assert store.add_documents([MIRA, Document(id="d3", text="Fog.")]) == 1
+    assert len(store.tasks()) == 3
+
+
+def test_an_id_with_another_text_is_refused_and_nothing_is_added(store: Store) -> None:
+    store.save(annotate(spans=[PERSON]))
+    with pytest.raises(StepError, match="d1") as error:
+        store.add_documents([Document(id="d3", text="Fog."), Document(id="d1", text="Another text.")])
+    assert "new ids" in error.value.remedy
+    assert [task.document for task in store.tasks()] == [MIRA, TARN]
+    assert store.tasks(["d1"])[0].annotations[0].spans == [PERSON]
+
+
+def test_unannotated_skipped_and_empty_are_three_things(store: Store) -> None:
+    assert store.tasks(["d1"])[0].annotations == []
+    skipped = store.save(annotate("skipped"))
+    assert store.tasks(["d1"])[0].annotations == [skipped]
+    empty = store.save(annotate("annotated", revision=1))
+    assert store.tasks(["d1"])[0].annotations == [empty]
+    assert [annotation.status for _, annotation in store.history("d1")] == ["skipped", "annotated"]
+
+
+def test_annotators_do_not_overwrite_each_other(store: Store) -> None:
+    store.save(annotate(spans=[PERSON]))
+    store.save(annotate(annotator="bo"))
+    assert [(a.annotator, len(a.spans)) for a in store.tasks(["d1"])[0].annotations] == [("ada", 1), ("bo", 0)]
+
+
+def test_a_second_window_of_one_annotator_does_not_overwrite_the_first(store: Store) -> None:
+    first = store.save(annotate(spans=[PERSON]))
+    with pytest.raises(ConflictError) as error:
+        store.save(annotate())
+    assert error.value.saved == first
+    assert store.tasks(["d1"])[0].annotations == [first]
+    assert store.save(annotate(revision=first.revision)).revision == 2
+
+
+def test_a_span_beyond_the_text_and_an_unknown_document_are_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="26 characters"):
+        store.save(annotate(spans=[Span(start=20, end=27, label="LOC")]))
+    with pytest.raises(ValueError, match="no document 'd9'"):
+        store.save(annotate(document="d9"))
+    assert store.history("d1") == []
+
+
+@pytest.mark.parametrize("fields", [{"start": 3, "end": 3}, {"start": -1, "end": 3}, {"label": ""}, {"score": 1.5}])
+def test_a_span_without_characters_or_label_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Span.model_validate({"start": 0, "end": 1, "label": "PER", **fields})
+
+
+def test_suggestions_of_one_source_are_replaced_and_decisions_stay(store: Store) -> None:
+    saved = store.save(annotate(spans=[PERSON]))
+    term = Span(start=18, end=23, label="LOC", source="terms")
+    store.suggest("terms", {"d1": [term]})
+    store.suggest("en_demo-1.0.0", {"d1": [Span(start=0, end=4, label="PER", score=0.5, source="en_demo-1.0.0")]})
+    better = Span(start=0, end=12, label="PER", score=0.9, source="en_demo-1.0.0")
+    store.suggest("en_demo-1.0.0", {"d1": [better]})
+    (task,) = store.tasks(["d1"])
+    assert sorted(task.suggestions, key=lambda span: span.start) == [better, term]
+    assert task.annotations == [saved]
+
+
+def test_documents_come_in_the_order_of_work(store: Store) -> None:
+    store.add_documents([Document(id="d3", text="Fog.")])
+    store.arrange({"d3": (0.0, "random"), "d2": (1.0, "uncertain")})
+    store.split({"d3": "test"})
+    assert [task.document.id for task in store.tasks()] == ["d3", "d2", "d1"]
+    assert (store.tasks()[0].document.reason, store.tasks()[0].document.split) == ("random", "test")
+
+
+def save_often(path: Path, annotator: str, number: int) -> None:
+    store = Store(path)
+    for revision in range(number):
+        store.save(annotate(annotator=annotator, revision=revision, actions=revision + 1))
+
+
+def test_several_processes_work_on_one_file(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=save_often, args=(store.path, name, 20)) for name in ("ada", "bo", "cy")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert {a.annotator: (a.revision, a.actions) for a in store.tasks(["d1"])[0].annotations} == dict.fromkeys(
+        ("ada", "bo", "cy"), (20, 20)
+    )
+    assert len(store.history("d1")) == 60
+
+
+def test_what_was_saved_survives_a_kill(store: Store) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.common.test_annotations import save_often\n"
+        "path = Path(sys.argv[1]); save_often(path, 'ada', 5); print('saved', flush=True); save_often(path, 'bo', 10**9)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(store.path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    ada, *bo = store.tasks(["d1"])[0].annotations
+    assert ada.revision == 5
+    assert [a.revision for a in bo] == [a.actions for a in bo]
+    with closing(sqlite3.connect(store.path)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_another_file_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.db"
+    path.write_text("These are notes, and they are no database. " * 100, encoding="utf8")
+    before = path.read_bytes()
+    with pytest.raises(StepError, match=r"annotations\.db cannot be used"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = store.save(annotate(spans=[PERSON]))
+    connect = sqlite3.connect
+
+    def connect_with_little_space(*args: object, **kwargs: object) -> sqlite3.Connection:
+        database = connect(*args, **kwargs)  # type: ignore[call-overload]
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        return database  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlite3.connect", connect_with_little_space)
+        with pytest.raises(StepError, match="full") as error:
+            store.add_documents([Document(id="d3", text="A long text. " * 10_000)])
+    assert "Free some space" in error.value.remedy
+    assert store.tasks(["d1"])[0].annotations == [saved]
+    assert len(store.tasks()) == 2
