@@ -142,7 +142,7 @@ class Store:
 
     @contextmanager
     def _open(self, kind: Literal["DEFERRED", "IMMEDIATE"]) -> Iterator[sqlite3.Connection]:
-        """A transaction, which is undone if an error leaves it. Its connection is new, for use in threads and after forks.
+        """A transaction, undone if an error leaves it. Its connection is new, for use in threads and after forks.
 
         kind: DEFERRED to read, which others can do at the same time; IMMEDIATE to change something.
         """

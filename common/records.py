@@ -26,7 +26,7 @@ from common.errors import StepError
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 SPLITS = ("train", "dev", "test")
-AREAS = ("assets", "corpus", "training", "metrics", "packages")
+AREAS = ("assets", "annotate", "corpus", "training", "metrics", "packages")
 RUN = re.compile(r"(?=.{1,100}$)(?!.*\.$)[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 RESERVED = re.compile(
     "sample|reference|encoders|readme.*"  # which belong to the project

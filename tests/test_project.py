@@ -340,7 +340,7 @@ def test_nothing_generated_is_in_git() -> None:
     if not shutil.which("git") or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for folder in ("corpus", "training", "packages"):
+    for folder in ("annotate", "corpus", "training", "packages"):
         assert [name for name in listed if name.startswith(f"{folder}/")] == [f"{folder}/README.md"]
     assert not [name for name in listed if name.startswith("assets/") and not name.startswith("assets/sample/")]
     metrics = [name for name in listed if name.startswith("metrics/") and not name.startswith("metrics/reference/")]

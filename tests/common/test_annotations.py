@@ -133,7 +133,8 @@ def test_several_processes_work_on_one_file(store: Store) -> None:
 def test_what_was_saved_survives_a_kill(store: Store) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.common.test_annotations import save_often\n"
-        "path = Path(sys.argv[1]); save_often(path, 'ada', 5); print('saved', flush=True); save_often(path, 'bo', 10**9)"
+        "path = Path(sys.argv[1]); save_often(path, 'ada', 5); print('saved', flush=True)\n"
+        "save_often(path, 'bo', 10**9)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(store.path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
