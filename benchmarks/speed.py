@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import matplotlib.pyplot as plt
 import tqdm
 import typer
-from matplotlib.ticker import LogLocator
 from wasabi import msg
 
 from benchmarks.harness import (
@@ -30,7 +29,7 @@ from benchmarks.harness import (
 from benchmarks.worker import PEERS, SPEED
 from bert_ner.inference import resolve_dtype
 from common.errors import main
-from common.figures import Figures, save_figures, scale_log
+from common.figures import Figures, save_figures
 from common.records import record_inputs, write_json, writes
 from common.wheels import install, newest_wheel, python_elsewhere
 
@@ -195,25 +194,22 @@ def draw_speed(results: dict[str, dict[str, Any]]) -> Any:
     results (dict[str, dict[str, Any]]): As `add_rates` leaves it.
     RETURNS (Any): The figure.
     """
-    figure, axes = plt.subplots(figsize=(9, 5))
-    for name, result in results.items():
-        if "words_per_second" not in result:
-            continue
-        rate = result["words_per_second"]["median"]
-        if result["f1"] is None:
-            axes.axvline(rate, linestyle=":", color="0.7", zorder=0)
-            axes.text(rate, 0.02, f" {name}", rotation=90, color="0.4", transform=axes.get_xaxis_transform())
-        else:
-            axes.plot(rate, 100 * result["f1"], "o")
-            axes.annotate(f" {name}", (rate, 100 * result["f1"]))
-    scale_log(axes)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # powers of ten alone may all lie outside
-    axes.set(xlabel="words per second", ylabel="F1 of entities, %")
-    axes.margins(0.1, 0.3)
+    rates = {name: result["words_per_second"] for name, result in results.items() if "words_per_second" in result}
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.35 * len(rates)))
+    names = sorted(rates, key=lambda name: rates[name]["median"])
+    bars = axes.barh(names, [rates[name]["median"] for name in names], color="tab:blue")
+    axes.bar_label(bars, [_label(results[name]) for name in names], padding=4)
+    axes.set(xlabel="words per second")
+    axes.margins(x=0.25)
     return figure
 
 
-FIGURES: Figures = {"speed": (draw_speed, "Words per second against F1; a dotted line for what has no F1.")}
+def _label(result: dict[str, Any]) -> str:
+    f1 = result["f1"]
+    return f"{result['words_per_second']['median']:,.0f}" + ("" if f1 is None else f" (F1 {100 * f1:.1f})")
+
+
+FIGURES: Figures = {"speed": (draw_speed, "Words per second, and F1 of entities where the contender has one.")}
 
 if __name__ == "__main__":
     main(speed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from spacy.language import Language
@@ -17,6 +17,8 @@ from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.vocab import Vocab
 from thinc.api import Model
 from thinc.types import Floats2d
+
+SMALLEST = 1e-30  # a lower probability counts as this one, so that logarithms stay finite
 
 
 def _register_factory(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,11 +55,13 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
     It takes the most probable one of the legal sequences of tags (the Viterbi algorithm). The score of an entity is its
     posterior probability: the share that the sequences with exactly this span and label have in the probability of all
     legal sequences (the forward-backward algorithm; both as in Rabiner 1989, https://doi.org/10.1109/5.18626). After
-    `calibrate`, a score says how often such an entity is correct.
+    `calibrate`, a score says how often such an entity is correct. It is trained on this probability, too: that of the
+    gold sequence among all legal ones, as a conditional random field is (Lafferty et al. 2001,
+    https://repository.upenn.edu/handle/20.500.14332/6188) whose transitions are fixed: legal or not.
 
     vocab (Vocab): The vocabulary.
     model (Model[list[Doc], list[Floats2d]]): Gives the probabilities of the tags of each document, (tokens, tags),
-        float32. Each row has the sum 1.
+        float32. Each row has the sum 1. They know nothing of what is legal beside the tags of the neighbours.
     name (str): The name of the component.
     scorer (Callable | None): Computes the scores of the component.
     """
@@ -146,34 +150,63 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
                 [], outside=[doc[token.i : token.i + 1] for token in doc if not token.ent_iob], default="unmodified"
             )
 
+    def find_posteriors(self, docs: Iterable[Doc], scores: list[np.ndarray]) -> list[np.ndarray]:
+        """Find the posterior probabilities of the tags: the share that the sequences with a tag have of all legal ones.
+
+        docs (Iterable[Doc]): The documents, with sentence starts. Entities that they have do not count.
+        scores (list[np.ndarray]): The probabilities that `predict` gave for them.
+        RETURNS (list[np.ndarray]): For each document (tokens, tags), float32. White space has the tag O.
+        """
+        posteriors = []
+        words, starts = _find_sequences(docs := list(docs), [np.zeros(len(doc), dtype=bool) for doc in docs])
+        found, _ = find_posteriors([array[word] for array, word in zip(scores, words, strict=True)], starts)
+        for array, word, posterior in zip(scores, words, found, strict=True):
+            posteriors.append(np.eye(1, array.shape[1], dtype="float32").repeat(len(array), 0))
+            posteriors[-1][word] = posterior
+        return posteriors
+
     def get_loss(self, examples: Iterable[Example], scores: list[Floats2d]) -> tuple[float, list[Floats2d]]:
-        """Compute the cross entropy of the tags in nats, summed over the tokens whose tag is annotated.
+        """Compute how improbable the gold sequences are among all legal ones: the sum of -log of their probabilities.
+
+        A token without annotation may have any tag: its posterior stands in the place of its gold tag. White space is
+        left out. A sentence starts nowhere inside a gold entity.
 
         Where a reference has probabilities of tags for a token, as `teach` gives them, these are learnt instead of the
-        annotated tag: `user_data["tag_targets"]`, (tokens, tags), in which a row of zeros says that there are none.
+        annotated tag: `user_data["tag_targets"]`, (tokens, tags), in which a row of zeros says that there are none. To
+        learn the teachers' posteriors of tags is posterior distillation (Wang et al. 2020,
+        https://aclanthology.org/2020.acl-main.304).
 
         examples (Iterable[Example]): The examples.
         scores (list[Floats2d]): The probabilities that the model gave for them.
-        RETURNS (tuple[float, list[Floats2d]]): The loss, and for each document its gradient with respect to the logits,
-            (tokens, tags).
+        RETURNS (tuple[float, list[Floats2d]]): The loss in nats, and for each document its gradient with respect to the
+            logits, (tokens, tags).
         """
         examples = list(examples)
         validate_examples(examples, "BiluoEntityRecognizer.get_loss")
-        loss, gradients, ops = 0.0, [], self.model.ops
-        for example, probabilities in zip(examples, scores, strict=True):
-            aligned = _number_tags(example, self.labels)
-            soft, targets = _align_targets(example)
-            aligned[soft] = -1
-            annotated, gold = ops.asarray1i(np.flatnonzero(aligned >= 0)), ops.asarray1i(aligned[aligned >= 0])
-            gradient = ops.xp.zeros_like(probabilities)
-            gradient[annotated] = probabilities[annotated]
-            gradient[annotated, gold] -= 1
-            gradients.append(gradient)
-            loss -= float(ops.xp.log(probabilities[annotated, gold] + 1e-10).sum())
+        docs = [example.predicted for example in examples]
+        probabilities = [self.model.ops.to_numpy(array) for array in scores]
+        words, starts = _find_sequences(docs, [np.zeros(len(doc), dtype=bool) for doc in docs])
+        gold = [_number_tags(example, self.labels) for example in examples]
+        for numbers, word, start in zip(gold, words, starts, strict=True):
+            start[(numbers[word] > 0) & np.isin(numbers[word] % 4, (2, 3))] = False
+        posteriors, loss = find_posteriors(
+            [array[word] for array, word in zip(probabilities, words, strict=True)], starts
+        )
+        gradients = []
+        for example, array, numbers, word, posterior in zip(
+            examples, probabilities, gold, words, posteriors, strict=True
+        ):
+            found = np.zeros_like(array)
+            found[word] = posterior
+            targets = found.copy()
+            annotated = np.flatnonzero((numbers >= 0) & word)
+            targets[annotated] = np.eye(array.shape[1], dtype="float32")[numbers[annotated]]
+            soft, rows = _align_targets(example)
             if len(soft):
-                soft, targets = ops.asarray1i(soft), ops.asarray2f(targets)
-                gradient[soft] = probabilities[soft] - targets
-                loss -= float((targets * ops.xp.log(probabilities[soft] + 1e-10)).sum())
+                targets[soft] = rows
+            targets[~word] = 0
+            gradients.append(self.model.ops.asarray2f(found - targets))
+            loss -= float((targets * np.log(np.maximum(array, SMALLEST))).sum())
         return loss, gradients
 
     def calibrate(
@@ -271,15 +304,8 @@ def find_entities_of(docs: list[Doc], probabilities: list[np.ndarray]) -> list[l
     probabilities (list[np.ndarray]): The probabilities of the tags of each document, (tokens, tags), float.
     RETURNS (list[list[Entity]]): The entities of each document, in order.
     """
-    taken = [_is_taken(doc) for doc in docs]
-    words = [(doc.to_array("IS_SPACE") == 0) & ~mask for doc, mask in zip(docs, taken, strict=True)]
-    starts = [(doc.to_array("SENT_START") == 1) | mask for doc, mask in zip(docs, taken, strict=True)]
-    for start, word in zip(starts, words, strict=True):
-        for i in np.flatnonzero(start & ~word):  # the first word after it starts the sentence, or follows the entity
-            start[i + 1 : i + 2] = True
-    predicted = find_entities(
-        *([array[word] for array, word in zip(arrays, words, strict=True)] for arrays in (probabilities, starts))
-    )
+    words, starts = _find_sequences(docs, [_is_taken(doc) for doc in docs])
+    predicted = find_entities([array[word] for array, word in zip(probabilities, words, strict=True)], starts)
     places = [np.flatnonzero(word).tolist() for word in words]
     return [
         [(place[start], place[end - 1] + 1, label, score) for start, end, label, score in entities]
@@ -287,12 +313,137 @@ def find_entities_of(docs: list[Doc], probabilities: list[np.ndarray]) -> list[l
     ]
 
 
+def _find_sequences(docs: list[Doc], taken: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Find the tokens that get a tag, and those among them to which no entity goes on.
+
+    docs (list[Doc]): The documents, with sentence starts.
+    taken (list[np.ndarray]): For each document (tokens,), bool: the tokens that get none, besides white space.
+    RETURNS (tuple[list[np.ndarray], list[np.ndarray]]): For each document (tokens,), bool, which tokens get a tag; and
+        of these (tagged tokens,), bool, which ones start a sentence or follow a token that is taken.
+    """
+    words = [(doc.to_array("IS_SPACE") == 0) & ~mask for doc, mask in zip(docs, taken, strict=True)]
+    starts = [(doc.to_array("SENT_START") == 1) | mask for doc, mask in zip(docs, taken, strict=True)]
+    for start, word in zip(starts, words, strict=True):
+        for i in np.flatnonzero(start & ~word):  # the first word after it starts the sentence, or follows the entity
+            start[i + 1 : i + 2] = True
+    return words, [start[word] for start, word in zip(starts, words, strict=True)]
+
+
+class _Sums(NamedTuple):
+    """What is known of all legal sequences of BILUO tags, with the names of Rabiner 1989, in logarithms.
+
+    Between two tokens, a sequence is either outside of entities or in an open entity of one label. Tokens of all
+    documents stand one after the other.
+
+    logs (np.ndarray): The logarithms of the probabilities, (tokens, tags).
+    alpha_outside, alpha_opened (np.ndarray): The sum over all sequences up to each token, in the state before it,
+        (tokens,) and (tokens, labels).
+    beta_outside, beta_opened (np.ndarray): The sum over all sequences from the state after each token.
+    total (np.ndarray): The sum over all sequences of the piece that each token belongs to, (tokens,).
+    psi_outside, psi_opened (np.ndarray): How the most probable sequence reached the state after each token. Outside: 0
+        by O, then one number for U and one for L of each label, (tokens,), int. Open: whether the entity was open
+        before the token, (tokens, labels), bool.
+    pieces, sizes (np.ndarray): The first token of each piece and the number of its tokens, (pieces,), int.
+    """
+
+    logs: np.ndarray
+    alpha_outside: np.ndarray
+    alpha_opened: np.ndarray
+    beta_outside: np.ndarray
+    beta_opened: np.ndarray
+    total: np.ndarray
+    psi_outside: np.ndarray
+    psi_opened: np.ndarray
+    pieces: np.ndarray
+    sizes: np.ndarray
+
+
+def _sum_sequences(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> _Sums:
+    """Sum over the legal sequences of tags of each document, which are cut into pieces at `starts`.
+
+    The pieces of all documents are computed together, token by token.
+
+    probabilities (list[np.ndarray]): The probabilities of each document, (tokens, 1 + 4 · labels), float: those of O,
+        then of B, I, L and U of each label. There is at least one token.
+    starts (list[np.ndarray]): For each document (tokens,), bool: the tokens to which no entity goes on.
+    RETURNS (_Sums): The sums.
+    """
+    offsets = np.cumsum([0, *map(len, probabilities)])
+    logs = np.log(np.maximum(np.concatenate(probabilities).astype("float64"), SMALLEST))
+    begin, inside, last, unit = (logs[:, kind::4] for kind in (1, 2, 3, 4))
+    standalone = np.concatenate((logs[:, :1], unit), axis=1)  # O and U, which join no token to another
+    cut = np.append(np.concatenate(starts), True)
+    cut[offsets] = True
+    pieces = np.flatnonzero(cut[:-1])
+    sizes = np.diff(np.flatnonzero(cut))
+    order = np.argsort(-sizes, kind="stable")  # the longest first, so that those that go on are always the first ones
+    first = pieces[order]
+    count = len(sizes) - np.searchsorted(np.sort(sizes), np.arange(sizes.max()), side="right")  # of those that go on
+
+    # Row 0 holds log alpha and row 1 log delta, which is that of the best sequence.
+    labels = unit.shape[1]
+    outside, opened = np.zeros((2, len(pieces))), np.full((2, len(pieces), labels), -np.inf)
+    alpha_outside, alpha_opened = np.zeros(len(logs)), np.zeros((len(logs), labels))
+    psi_outside, psi_opened = np.zeros(len(logs), dtype=int), np.zeros((len(logs), labels), dtype=bool)
+    for step, n in enumerate(count):
+        rows = first[:n] + step
+        alpha_outside[rows], alpha_opened[rows] = outside[0, :n], opened[0, :n]
+        to_outside = np.concatenate((outside[:, :n, None] + standalone[rows], opened[:, :n] + last[rows]), axis=2)
+        to_opened = np.stack((outside[:, :n, None] + begin[rows], opened[:, :n] + inside[rows]), axis=3)
+        psi_outside[rows], psi_opened[rows] = to_outside[1].argmax(1), to_opened[1].argmax(2)
+        outside[:, :n] = np.logaddexp.reduce(to_outside[0], axis=1), to_outside[1].max(1)
+        opened[:, :n] = np.logaddexp.reduce(to_opened[0], axis=2), to_opened[1].max(2)
+
+    beta_outside, beta_opened = np.zeros(len(logs)), np.zeros((len(logs), labels))
+    after_outside, after_opened = np.zeros(len(pieces)), np.full((len(pieces), labels), -np.inf)
+    for step, n in reversed(list(enumerate(count))):
+        rows = first[:n] + step
+        beta_outside[rows], beta_opened[rows] = after_outside[:n], after_opened[:n]
+        from_outside = np.concatenate(
+            (after_outside[:n, None] + standalone[rows], after_opened[:n] + begin[rows]), axis=1
+        )
+        after_opened[:n] = np.logaddexp(after_outside[:n, None] + last[rows], after_opened[:n] + inside[rows])
+        after_outside[:n] = np.logaddexp.reduce(from_outside, axis=1)
+
+    total = np.empty(len(pieces))
+    total[order] = outside[0]
+    return _Sums(
+        logs,
+        alpha_outside,
+        alpha_opened,
+        beta_outside,
+        beta_opened,
+        np.repeat(total, sizes),
+        psi_outside,
+        psi_opened,
+        pieces,
+        sizes,
+    )
+
+
+def find_posteriors(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
+    """Find the posterior probabilities of the tags among the legal sequences of each document.
+
+    probabilities, starts (list[np.ndarray]): As `find_entities` takes them.
+    RETURNS (tuple[list[np.ndarray], float]): For each document (tokens, tags), float32, whose rows have the sum 1; and
+        the logarithm of the probability that a sequence is legal whose tags are drawn one by one, summed over pieces.
+    """
+    lengths = [len(array) for array in probabilities]
+    if not sum(lengths):
+        return [array.astype("float32") for array in probabilities], 0.0
+    sums = _sum_sequences(probabilities, starts)
+    logs = sums.logs - sums.total[:, None]
+    before, after = sums.alpha_outside[:, None], sums.beta_outside[:, None]
+    logs[:, ::4] += before + after  # O and U
+    logs[:, 1::4] += before + sums.beta_opened
+    logs[:, 2::4] += sums.alpha_opened + sums.beta_opened
+    logs[:, 3::4] += sums.alpha_opened + after
+    posteriors = np.split(np.exp(logs).astype("float32"), np.cumsum(lengths)[:-1])
+    return posteriors, float(sums.total[sums.pieces].sum())
+
+
 def find_entities(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> list[list[Entity]]:
     """Find the entities of the most probable legal sequence of BILUO tags of each document, and their posteriors.
-
-    The sequences are cut into pieces at `starts`, and also beside each token of which it is certain to one in a million
-    that it belongs to no entity of several tokens. The pieces of all documents are then computed together, token by
-    token. The names are those of Rabiner 1989, in logarithms: alpha, beta, delta, and psi for the backpointers.
 
     probabilities (list[np.ndarray]): The probabilities of each document, (tokens, 1 + 4 · labels), float: those of O,
         then of B, I, L and U of each label.
@@ -303,71 +454,27 @@ def find_entities(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> 
     lengths = [len(array) for array in probabilities]
     if not sum(lengths):
         return predicted
-    owner, offsets = np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths])
-    logs = np.log(np.maximum(np.concatenate(probabilities).astype("float64"), 1e-30))
-    begin, inside, last, unit = (logs[:, kind::4] for kind in (1, 2, 3, 4))
-    standalone = np.concatenate((logs[:, :1], unit), axis=1)  # O and U, which join no token to another
-    isolated = np.exp(standalone).sum(1) > 1 - 1e-6
-    cut = np.concatenate(starts)
-    cut[offsets[:-1][np.array(lengths) > 0]] = True
-    cut |= isolated
-    cut[1:] |= isolated[:-1]
-    pieces = np.flatnonzero(cut)
-    sizes = np.diff([*pieces, len(logs)])
-    empty = isolated[pieces] & (standalone[pieces].argmax(1) == 0)  # a token that is certainly O
-    pieces, sizes = pieces[~empty], sizes[~empty]
-    order = np.argsort(-sizes, kind="stable")  # the longest first, so that those that go on are always the first ones
-    pieces, sizes = pieces[order], sizes[order]
-
-    # Between two tokens, a sequence is either outside of entities or in an open entity of one label. For both states,
-    # row 0 holds log alpha, the sum over all sequences so far, and row 1 log delta, which is that of the best one.
-    count, labels = len(pieces), unit.shape[1]
-    outside, opened = np.zeros((2, count)), np.full((2, count, labels), -np.inf)
-    log_alpha = np.zeros(len(logs))  # of the state outside, before each token
-    psi_outside = np.zeros(len(logs), dtype=int)  # 0 for O, then one for U and one for L of each label
-    psi_opened = np.zeros((len(logs), labels), dtype=bool)  # whether the entity was open before the token
-    for step in range(sizes.max(initial=0)):
-        n = int((sizes > step).sum())
-        rows = pieces[:n] + step
-        log_alpha[rows] = outside[0, :n]
-        to_outside = np.concatenate((outside[:, :n, None] + standalone[rows], opened[:, :n] + last[rows]), axis=2)
-        to_opened = np.stack((outside[:, :n, None] + begin[rows], opened[:, :n] + inside[rows]), axis=3)
-        psi_outside[rows], psi_opened[rows] = to_outside[1].argmax(1), to_opened[1].argmax(2)
-        outside[:, :n] = np.logaddexp.reduce(to_outside[0], axis=1), to_outside[1].max(1)
-        opened[:, :n] = np.logaddexp.reduce(to_opened[0], axis=2), to_opened[1].max(2)
-    log_total = outside[0]
-
-    # The same backwards: log beta is the sum over all sequences from a state to the end of the piece.
-    log_beta = np.zeros(len(logs))  # of the state outside, after each token
-    beta_outside, beta_opened = np.zeros(count), np.full((count, labels), -np.inf)
-    for step in reversed(range(sizes.max(initial=0))):
-        n = int((sizes > step).sum())
-        rows = pieces[:n] + step
-        log_beta[rows] = beta_outside[:n]
-        from_outside = np.concatenate(
-            (beta_outside[:n, None] + standalone[rows], beta_opened[:n] + begin[rows]), axis=1
-        )
-        beta_opened[:n] = np.logaddexp(beta_outside[:n, None] + last[rows], beta_opened[:n] + inside[rows])
-        beta_outside[:n] = np.logaddexp.reduce(from_outside, axis=1)
-
+    sums = _sum_sequences(probabilities, starts)
+    begin, inside, last, unit = (sums.logs[:, kind::4] for kind in (1, 2, 3, 4))
+    owner, offsets, labels = np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths]), unit.shape[1]
     # From the end of each piece along the backpointers. The posterior of an entity from one row to another is
     # alpha before it, times the probabilities of its tags, times beta after it, divided by the total.
-    for piece, (start, size) in enumerate(zip(pieces, sizes, strict=True)):
+    for start, size in zip(sums.pieces, sums.sizes, strict=True):
         end = start + size
         while end > start:
             row = end - 1
-            choice = psi_outside[row]
+            choice = sums.psi_outside[row]
             if choice:
                 label = (choice - 1) % labels
                 weight = unit[row, label]
                 if choice > labels:
                     weight = last[row, label]
                     row -= 1
-                    while psi_opened[row, label]:
+                    while sums.psi_opened[row, label]:
                         weight += inside[row, label]
                         row -= 1
                     weight += begin[row, label]
-                log_posterior = log_alpha[row] + weight + log_beta[end - 1] - log_total[piece]
+                log_posterior = sums.alpha_outside[row] + weight + sums.beta_outside[end - 1] - sums.total[row]
                 score = min(1.0, float(np.exp(log_posterior)))
                 offset = offsets[owner[row]]
                 predicted[owner[row]].append((int(row - offset), int(end - offset), int(label), score))

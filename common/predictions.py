@@ -16,18 +16,18 @@ from common.records import read_json, record_inputs
 
 
 def write_predictions(
-    folder: Path, split: str, docs: Iterable[Doc], probabilities: list[np.ndarray], tags: list[str]
+    folder: Path, split: str, docs: Iterable[Doc], posteriors: list[np.ndarray], tags: list[str]
 ) -> None:
     """Write the predictions for a split. They quote the corpus.
 
     folder (Path): The folder, which exists.
     split (str): The name of the files in it.
     docs (Iterable[Doc]): The annotated documents; the scores of their entities are kept too.
-    probabilities (list[np.ndarray]): For each document (tokens, tags), float32.
+    posteriors (list[np.ndarray]): For each document the posterior probabilities of the tags, (tokens, tags), float32.
     tags (list[str]): The BILUO tags, in the order of the columns.
     """
     DocBin(store_user_data=True, docs=docs).to_disk(folder / f"{split}.spacy")
-    np.savez(folder / f"{split}.npz", probabilities=np.concatenate(probabilities), tags=np.array(tags))
+    np.savez(folder / f"{split}.npz", posteriors=np.concatenate(posteriors), tags=np.array(tags))
 
 
 def read_predictions(
@@ -41,7 +41,7 @@ def read_predictions(
     corpus (Path): The .spacy file of the split.
     vocab (Vocab): The vocabulary that all documents shall share.
     RETURNS (tuple[list[Example], list[np.ndarray], list[str]]): Predicted documents with their references; for each
-        the probabilities of the tags, (tokens, tags); and the tags.
+        the posterior probabilities of the tags, (tokens, tags); and the tags.
     RAISES (StepError): If there are no predictions, or if they were made with another model or for another corpus.
     """
     inputs = read_json(folder / "provenance.json").get("inputs", {})
@@ -54,6 +54,6 @@ def read_predictions(
         ends = np.cumsum([len(doc) for doc in docs])
         return (
             [Example(*pair) for pair in zip(docs, read_docs(corpus, vocab), strict=True)],
-            np.split(kept["probabilities"], ends[:-1]),
+            np.split(kept["posteriors"], ends[:-1]),
             kept["tags"].tolist(),
         )

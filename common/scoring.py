@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, 
 
     nlp (Language): The pipeline, with a component `ner`.
     corpus (Path): Folder with train.spacy, dev.spacy and test.spacy.
-    keep (Keep | None): Called after each pass with split, condition, the predicted examples, and for each example what
-        `ner` gave as probabilities of the tags, (tokens, tags). Whoever needs more than scores takes it from here.
+    keep (Keep | None): Called after each pass with split, condition, the predicted examples, and for each example the
+        posterior probabilities of the tags, (tokens, tags). Whoever needs more than scores takes it from here.
     RETURNS (dict[str, Any]): By split and condition what `score` or `score_text` returns, and by split `calibration`.
     """
     results: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
     shipped: list[Example] = []
-    probabilities: list[np.ndarray] = []
+    recorded = Recorded()
     threshold = 1.0
     seen = find_entity_texts(corpus / "train.spacy")
     with tqdm.tqdm(total=len(CONDITIONS) * len(results), desc="scoring", unit="pass", disable=None) as bar:
@@ -55,10 +56,10 @@ def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, 
             for condition in CONDITIONS:
                 examples = list(create_examples(nlp, corpus / f"{split}.spacy", condition))
                 if condition == "gold_sentences":  # the text is that of the pass before
-                    decode_again(nlp, examples, shipped, probabilities)
+                    decode_again(nlp, examples, shipped, recorded.probabilities)
                     result[condition] = score_annotated(nlp, examples)
                 else:
-                    with record_probabilities(nlp) as probabilities:
+                    with record_tags(nlp) as recorded:
                         result[condition] = score_text(nlp, examples) if condition == "raw" else score(nlp, examples)
                 if condition == "predicted_sentences":
                     shipped = examples
@@ -74,25 +75,37 @@ def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, 
                         "recall": float(correct[chosen].sum()) / entities if entities else None,
                     }
                 if keep:
-                    keep(split, condition, examples, probabilities)
+                    keep(split, condition, examples, recorded.posteriors)
                 bar.update()
     return results
 
 
+@dataclass
+class Recorded:
+    """What the component `ner` predicted, for each document in the order in which they were predicted.
+
+    probabilities (list[np.ndarray]): What `predict` gives, (tokens, tags), from which entities can be decoded again.
+    posteriors (list[np.ndarray]): The posterior probabilities of the tags, (tokens, tags).
+    """
+
+    probabilities: list[np.ndarray] = field(default_factory=list)
+    posteriors: list[np.ndarray] = field(default_factory=list)
+
+
 @contextmanager
-def record_probabilities(nlp: Language) -> Iterator[list[np.ndarray]]:
+def record_tags(nlp: Language) -> Iterator[Recorded]:
     """Record what the component `ner` predicts during the block, so that no second pass has to compute it.
 
     nlp (Language): The pipeline.
-    YIELDS (list[np.ndarray]): To this list the probabilities of the tags of each document, (tokens, tags), are added,
-        in the order in which the documents are predicted.
+    YIELDS (Recorded): To its lists the documents of the block are added.
     """
     recognizer: Any = nlp.get_pipe("ner")
-    predict_tags, recorded = recognizer.predict, []
+    predict_tags, recorded = recognizer.predict, Recorded()
 
     def predict_and_record(docs: Any) -> list[np.ndarray]:
         probabilities: list[np.ndarray] = predict_tags(docs)
-        recorded.extend(probabilities)
+        recorded.probabilities.extend(probabilities)
+        recorded.posteriors.extend(recognizer.find_posteriors(docs, probabilities))
         return probabilities
 
     recognizer.predict = predict_and_record
@@ -148,7 +161,7 @@ def decode_again(
     nlp (Language): The pipeline.
     examples (list[Example]): Their predicted docs have sentence starts, and are annotated.
     annotated (list[Example]): The same documents, whose predicted docs the pipeline has annotated.
-    probabilities (list[np.ndarray]): What it gave for them, as `record_probabilities` records it.
+    probabilities (list[np.ndarray]): What it gave for them, as `record_tags` records it.
     """
     recognizer: Any = nlp.get_pipe("ner")
     docs = [example.predicted for example in examples]

@@ -97,17 +97,17 @@ def number_tags(examples: Iterable[Example], tags: list[str]) -> list[np.ndarray
     return [np.array([numbers.get(tag or "-", -1) for tag in one.get_aligned_ner()], dtype=int) for one in examples]
 
 
-def score_tags(gold: Iterable[np.ndarray], probabilities: Iterable[np.ndarray]) -> dict[str, float]:
-    """Loss and accuracy of the BILUO tags of tokens, before the decoder looks for a legal sequence.
+def score_tags(gold: Iterable[np.ndarray], posteriors: Iterable[np.ndarray]) -> dict[str, float]:
+    """Loss and accuracy of the BILUO tags of tokens.
 
     gold (Iterable[np.ndarray]): As `number_tags` gives them.
-    probabilities (Iterable[np.ndarray]): For each document (tokens, tags), as the component `ner` predicts them.
+    posteriors (Iterable[np.ndarray]): For each document the posterior probabilities of the tags, (tokens, tags).
     RETURNS (dict[str, float]): `loss`: cross entropy of a token, in natural logarithms; `accuracy`: the share of tokens
         whose most probable tag is correct. Tokens whose tag is unknown are left out.
     """
     losses: list[np.ndarray] = []
     correct: list[np.ndarray] = []
-    for numbers, array in zip(gold, probabilities, strict=True):
+    for numbers, array in zip(gold, posteriors, strict=True):
         known = np.flatnonzero(numbers >= 0)
         losses.append(-np.log(np.maximum(array[known, numbers[known]], SMALLEST)))
         correct.append(array[known].argmax(1) == numbers[known])

@@ -107,8 +107,7 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     - A batch has 750 words. From the width of BERT-base on it has 500, which are about 32 sentences of news (Devlin et
       al. 2019 recommend 16 or 32). For a small corpus it has fewer, so that an epoch has 25 steps, but at least 300.
     - There are EPOCHS epochs. For a small corpus there are more, until there are FEWEST_STEPS.
-    - An encoder with token types learns the case of words by them, or not at all where the config's `case` is false.
-      Others get it beside their vectors instead.
+    - An encoder with token types learns the case of words by them. Others get it beside their vectors instead.
 
     config (Path): The training config; its batcher counts the steps.
     train (Path): The training corpus.
@@ -130,7 +129,8 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     every = math.ceil(passes * steps / evaluations)
     total = every * evaluations  # spaCy evaluates at multiples of `every`, and shall evaluate the last step
     rate = _number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
-    told = getattr(architecture, "type_vocab_size", 0) in (2, CASES)
+    case = settings["components"]["transformer"]["model"]["case"]
+    told = case and getattr(architecture, "type_vocab_size", 0) in (2, CASES)
     return {
         **({"components.tok2vec.model.attrs": [], "components.tok2vec.model.rows": []} if told else {}),
         "paths.train": str(train),

@@ -56,8 +56,8 @@ def analyze(
     vocab, predictions, curves = Vocab(), metrics / "predictions", model / CURVES
     tokens = {}
     for split in ("dev", "test"):
-        examples, probabilities, tags = read_predictions(predictions, split, model, corpus / f"{split}.spacy", vocab)
-        tokens[split] = score_tags(number_tags(examples, tags), probabilities)
+        examples, posteriors, tags = read_predictions(predictions, split, model, corpus / f"{split}.spacy", vocab)
+        tokens[split] = score_tags(number_tags(examples, tags), posteriors)
     if not any(example.reference.ents for example in examples):
         raise StepError(f"{corpus}/test.spacy marks no entity: there is nothing to compare with.", "Annotate some.")
     train = read_docs(corpus / "train.spacy", vocab)

@@ -36,10 +36,10 @@ def evaluate(
         predictions = new / "predictions"  # which quote the corpus, so git ignores them
         predictions.mkdir()
 
-        def keep(split: str, condition: str, examples: list[Example], probabilities: list[np.ndarray]) -> None:
+        def keep(split: str, condition: str, examples: list[Example], posteriors: list[np.ndarray]) -> None:
             if condition == "predicted_sentences":
                 docs = (example.predicted for example in examples)
-                write_predictions(predictions, split, docs, probabilities, recognizer.tags)
+                write_predictions(predictions, split, docs, posteriors, recognizer.tags)
 
         scores = measure(nlp, corpus, keep)
         write_json(predictions / "provenance.json", {"inputs": inputs})

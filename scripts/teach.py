@@ -25,7 +25,7 @@ from common.corpora import read_docs
 from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.records import code_digest, read_json, record_inputs, sha256, staged, write_json, writes
-from common.scoring import record_probabilities
+from common.scoring import record_tags
 from common.statistics import number_tags
 from common.training import TAUGHT
 
@@ -101,7 +101,7 @@ def cut_texts(places: Iterable[Path], nlp: Language) -> Iterator[Doc]:
 
     places (Iterable[Path]): As `read_texts` takes them.
     nlp (Language): Its tokenizer and its vocabulary are used.
-    YIELDS (Doc): The documents, with nothing but their words.
+    YIELDS (Doc): The documents, with their words, and sentence starts where they are known.
     """
     empty = 0
     docs = (doc for place in places for doc in read_texts(place, nlp))
@@ -205,12 +205,12 @@ def annotate(teachers: list[Path], labelled: list[Doc], unlabelled: list[Doc]) -
     tags: list[str] = []
     for folder in teachers:
         nlp, tags = load_teacher(folder, labels)
-        with record_probabilities(nlp) as probabilities:
+        with record_tags(nlp) as recorded:
             predicted = nlp.pipe(copy_words(doc[:], nlp.vocab) for doc in docs)
             bar = tqdm.tqdm(predicted, str(folder), len(docs), unit="doc", disable=None)
             found = [[bool(token.is_sent_start) for token in doc] for doc in bar]
         starts = starts or found
-        for mean, array in zip(means, probabilities, strict=True):
+        for mean, array in zip(means, recorded.posteriors, strict=True):
             mean += array / len(teachers)
     gold = number_tags((Example(copy_words(doc[:], doc.vocab), doc) for doc in labelled), tags)
     for doc, mean, numbers in zip(labelled, means, gold, strict=False):
@@ -265,12 +265,10 @@ def mix(predicted: np.ndarray, gold: np.ndarray) -> np.ndarray:
 
 
 def copy_words(span: Span, vocab: Vocab) -> Doc:
-    """Copy the words of a span, and nothing else, as a document.
-
-    Sentence starts are not copied: they change neither what an encoder reads nor the probabilities of tags.
-    """
+    """Copy the words of a span, and its sentence starts where they are known, as a document."""
     spaces = None if span.doc.has_unknown_spaces else [bool(token.whitespace_) for token in span]
-    return Doc(vocab, words=[token.text for token in span], spaces=spaces)
+    starts: Any = [token.is_sent_start for token in span] if span.doc.has_annotation("SENT_START") else None
+    return Doc(vocab, words=[token.text for token in span], spaces=spaces, sent_starts=starts)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from wasabi import msg
 from common.errors import main
 from common.gpu import use_gpu
 from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
-from common.scoring import record_probabilities
+from common.scoring import record_tags
 from common.statistics import number_tags, score_tags
 from common.training import BEST, LAST, calibrate, find_trained, prepare, without_pooler_warning
 
@@ -165,11 +165,12 @@ def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callab
         sample = sample[:: max(1, len(sample) // CURVE_DOCS)]
         gold = {"train": number_tags(sample, tags), "dev": number_tags(read(dev, sentence_starts=False)(nlp), tags)}
         recording = ExitStack()
-        recorded = recording.enter_context(record_probabilities(nlp))
+        recorded = recording.enter_context(record_tags(nlp))
 
         def score(split: str) -> dict[str, float]:
-            scores = score_tags(gold[split], recorded)
-            recorded.clear()
+            scores = score_tags(gold[split], recorded.posteriors)
+            recorded.probabilities.clear()
+            recorded.posteriors.clear()
             return scores
 
         def log_step(info: dict[str, Any] | None) -> None:

@@ -62,7 +62,7 @@ def test_the_share_of_the_bare_encoder_is_that_of_the_same_dtype() -> None:
 
 
 @pytest.mark.parametrize("rates", [(900, 12_000), (1_400, 1_500)])
-def test_the_figure_has_plain_numbers(rates: tuple[int, int], tmp_path: Path) -> None:
+def test_the_figure_has_a_labelled_bar_for_each_contender(rates: tuple[int, int], tmp_path: Path) -> None:
     scores = (0.9, None)
     results = {
         f"contender {rate}": {"words_per_second": {"median": rate}, "f1": f1}
@@ -70,7 +70,8 @@ def test_the_figure_has_plain_numbers(rates: tuple[int, int], tmp_path: Path) ->
     } | {"unable": {"unavailable": "so"}}
     save_figures(FIGURES, results, tmp_path)
     drawing = (tmp_path / "speed.svg").read_text("utf8")
-    assert ">F1 of entities, %</text>" in drawing and f"> contender {rates[1]}</text>" in drawing
+    assert f">{rates[0]:,} (F1 90.0)</text>" in drawing and f">{rates[1]:,}</text>" in drawing
+    assert f">contender {rates[1]}</text>" in drawing
     assert "$" not in drawing and "mathdefault" not in drawing and "unable" not in drawing
 
 

@@ -17,7 +17,7 @@ from common.scoring import (
     create_examples,
     create_raw_doc,
     measure,
-    record_probabilities,
+    record_tags,
     score,
     score_text,
 )
@@ -76,15 +76,19 @@ def test_what_is_recorded_is_what_the_component_predicts(project: Project) -> No
     pipe = spacy.load(project.folder / "training/tiny/model-best")
     recognizer: Any = pipe.get_pipe("ner")
     texts = ["Mira Solberg left Turku .", "", "Kenya beat Peru ."]
-    with record_probabilities(pipe) as recorded:
+    with record_tags(pipe) as recorded:
         docs = list(pipe.pipe(texts))
-    assert [array.shape for array in recorded] == [(len(doc), len(recognizer.tags)) for doc in docs]
+    for arrays in (recorded.probabilities, recorded.posteriors):
+        assert [array.shape for array in arrays] == [(len(doc), len(recognizer.tags)) for doc in docs]
     fresh = [pipe.make_doc(text) for text in texts]
     for name in pipe.pipe_names[: pipe.pipe_names.index("ner")]:
         fresh = list(cast(Any, pipe.get_pipe(name)).pipe(fresh))
-    for one, other in zip(recorded, recognizer.predict(fresh), strict=True):
+    predicted = recognizer.predict(fresh)
+    for one, other in zip(recorded.probabilities, predicted, strict=True):
         assert np.allclose(one, other, atol=1e-6)
-    assert len(recorded) == 3 and "predict" not in vars(recognizer), "recording has ended"
+    for one, other in zip(recorded.posteriors, recognizer.find_posteriors(fresh, predicted), strict=True):
+        assert np.allclose(one, other, atol=1e-6)
+    assert len(recorded.probabilities) == 3 and "predict" not in vars(recognizer), "recording has ended"
 
 
 def make_doc() -> Doc:

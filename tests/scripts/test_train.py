@@ -24,7 +24,7 @@ from spacy.training import Corpus
 from bert_ner.recognizer import BiluoEntityRecognizer
 from common.errors import StepError
 from common.records import read_json, sha256
-from common.scoring import create_examples, record_probabilities
+from common.scoring import create_examples, record_tags
 from common.statistics import number_tags, score_tags
 from common.training import without_pooler_warning
 from scripts.convert import convert
@@ -95,9 +95,9 @@ def test_every_training_leaves_its_curves(
     recognizer: Any = nlp.get_pipe("ner")
     recognizer.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0  # which calibration changed afterwards
     examples = list(create_examples(nlp, tiny_corpus / "dev.spacy", "predicted_sentences"))
-    with record_probabilities(nlp) as probabilities:
+    with record_tags(nlp) as recorded:
         scores = nlp.evaluate(examples)
-    expected = score_tags(number_tags(examples, recognizer.tags), probabilities)
+    expected = score_tags(number_tags(examples, recognizer.tags), recorded.posteriors)
     expected["ents_f"] = scores["ents_f"]
     assert expected in [{key: pytest.approx(row["dev"][key], abs=1e-5) for key in expected} for row in rows]
     for row in rows:
