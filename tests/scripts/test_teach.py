@@ -152,7 +152,7 @@ def test_the_student_gets_the_mean_of_the_teachers_beside_the_corpus(
     assert [doc.text for doc in docs] == [doc.text for doc in gold] + TEXTS
     pipelines = [spacy.load(path) for path in sorted(teachers.glob("model-best*"))]
     for i, doc in enumerate(docs):
-        means = np.mean([predict(pipeline, doc) for pipeline in pipelines], axis=0)
+        means = np.mean([predict(pipeline, doc, i < len(gold)) for pipeline in pipelines], axis=0)
         targets = doc.user_data["tag_targets"]
         assert targets.shape == (len(doc), 1 + 4 * 2) and targets.dtype == "float32"
         assert doc.has_annotation("SENT_START")
@@ -176,13 +176,16 @@ def test_the_student_gets_the_mean_of_the_teachers_beside_the_corpus(
     assert sha256(corpus / "taught.spacy") != made
 
 
-def predict(pipeline: Any, doc: Doc) -> np.ndarray:
+def predict(pipeline: Any, doc: Doc, with_starts: bool) -> np.ndarray:
+    """The posteriors of a document, whose sentence starts are given or not."""
     spaces = None if doc.has_unknown_spaces else [bool(token.whitespace_) for token in doc]
-    copied = Doc(pipeline.vocab, words=[token.text for token in doc], spaces=spaces)
-    for name in ("transformer", "tok2vec"):
+    starts: Any = [token.is_sent_start for token in doc] if with_starts else None
+    copied = Doc(pipeline.vocab, words=[token.text for token in doc], spaces=spaces, sent_starts=starts)
+    for name in ("transformer", "tok2vec", "senter"):
         copied = pipeline.get_pipe(name)(copied)
-    (probabilities,) = pipeline.get_pipe("ner").predict([copied])
-    return np.asarray(probabilities)
+    recognizer = pipeline.get_pipe("ner")
+    (posteriors,) = recognizer.find_posteriors([copied], recognizer.predict([copied]))
+    return np.asarray(posteriors)
 
 
 def test_teachers_of_other_labels_and_other_folders_are_refused(
