@@ -26,14 +26,19 @@ def test_learning_rate_and_steps_follow_encoder_and_corpus(
     assert derive(CONFIG, tiny_corpus / "train.spacy", encoder, "3", "0.1", "7")["training.batcher.batcher.size"] == 7
 
 
-@pytest.mark.parametrize(("types", "beside"), [(2, False), (CASES, False), (1, True)])
-def test_an_encoder_without_token_types_gets_case_beside_its_vectors(
-    tmp_path: Path, tiny_corpus: Path, types: int, beside: bool
+@pytest.mark.parametrize(
+    ("types", "case", "beside"),
+    [(0, True, True), (1, True, True), (2, True, False), (CASES, True, False), (2, False, True)],
+)
+def test_where_the_encoder_is_not_told_the_case_it_stands_beside_its_vectors(
+    tmp_path: Path, tiny_corpus: Path, types: int, case: bool, beside: bool
 ) -> None:
     encoder = save_tiny_encoder(tmp_path)
     description = json.loads((encoder / "config.json").read_text("utf8"))
     (encoder / "config.json").write_text(json.dumps(description | {"type_vocab_size": types}), encoding="utf8")
-    settings = derive(CONFIG, tiny_corpus / "train.spacy", encoder, "auto", "auto", "auto")
+    config = tmp_path / "bert.cfg"
+    config.write_text(CONFIG.read_text("utf8").replace("case = true", f"case = {json.dumps(case)}"), encoding="utf8")
+    settings = derive(config, tiny_corpus / "train.spacy", encoder, "auto", "auto", "auto")
     assert settings.get("components.tok2vec.model.attrs", ["SHAPE"]) == (["SHAPE"] if beside else [])
 
 
