@@ -98,6 +98,7 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
         "download",
         "debug",
         "teach",
+        "audit",
         "experiments",
         "clean",
         "app",
