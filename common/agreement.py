@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from common.alignment import align, create_reader
-from common.annotations import STORE, Annotation, Store, Task
-from common.errors import StepError
+from common.annotations import Annotation, Task
 
 ADJUDICATED = "adjudicated"  # the annotator whose word is final
 
@@ -26,18 +24,6 @@ class Decision(NamedTuple):
 
     state: Literal["annotated", "skipped", "unannotated", "open"]
     annotation: Annotation | None = None
-
-
-def open_store(folder: Path) -> Store:
-    """Open the store of a run.
-
-    folder (Path): The folder annotate/<run>.
-    RETURNS (Store): The store.
-    RAISES (StepError): If there is none.
-    """
-    if not (folder / STORE).exists():
-        raise StepError(f"{folder} has no {STORE}: nothing is annotated there.", "Bring texts and annotate them first.")
-    return Store(folder / STORE)
 
 
 def decide(task: Task) -> Decision:

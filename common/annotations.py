@@ -266,6 +266,17 @@ class Store:
                 "UPDATE documents SET split = ? WHERE id = ?", [(split, name) for name, split in splits.items()]
             )
 
+    def describe(self, fields: dict[str, dict[str, Any]]) -> None:
+        """Add fields to the meta of documents, or replace those of the same names.
+
+        fields (dict[str, dict[str, Any]]): The fields of each document, by id.
+        """
+        with self._open("IMMEDIATE") as database:
+            for name, new in fields.items():
+                for (meta,) in database.execute("SELECT meta FROM documents WHERE id = ?", (name,)).fetchall():
+                    changed = json.dumps(json.loads(meta) | new, ensure_ascii=False)
+                    database.execute("UPDATE documents SET meta = ? WHERE id = ?", (changed, name))
+
     def save(self, annotation: Annotation) -> Annotation:
         """Save what an annotator says of a document.
 
@@ -306,6 +317,17 @@ class Store:
         with self._open("DEFERRED") as database:
             rows = database.execute(query, (document,)).fetchall()
         return [(time, Annotation(**json.loads(content) | {"revision": revision})) for time, revision, content in rows]
+
+
+def open_store(folder: Path) -> Store:
+    """Open the store of a run.
+
+    folder (Path): annotate/<run>.
+    RAISES (StepError): If it has none.
+    """
+    if not (folder / STORE).exists():
+        raise StepError(f"There is no {folder / STORE}.", f"Bring texts first: make gather RUN={folder.name}")
+    return Store(folder / STORE)
 
 
 def checksum_of(text: str) -> str:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from common.agreement import ADJUDICATED, decide, find_conflicts, measure_agreement, open_store
-from common.annotations import Annotation, ConflictError, Store
+from common.agreement import ADJUDICATED, decide, find_conflicts, measure_agreement
+from common.annotations import Annotation, ConflictError, Store, open_store
 from common.errors import StepError, main
 from common.records import staged, write_json, writes
 

@@ -17,9 +17,9 @@ from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
-from common.agreement import decide, open_store
+from common.agreement import decide
 from common.alignment import align, create_reader
-from common.annotations import STORE
+from common.annotations import STORE, open_store
 from common.corpora import CONTEXT, read_docs
 from common.errors import StepError, main
 from common.gpu import use_gpu

@@ -12,9 +12,9 @@ from spacy.tokens import Doc
 from wasabi import msg
 
 from common import conll
-from common.agreement import decide, open_store
+from common.agreement import decide
 from common.alignment import align, create_reader
-from common.annotations import Document, Span, Task
+from common.annotations import Document, Span, Task, open_store
 from common.corpora import iob_tags
 from common.errors import StepError, main
 from common.records import SPLITS, claim, made, staged, write_json, writes

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +25,7 @@ from common.gpu import use_gpu
 from common.records import code_digest, read_json, record_inputs, sha256, staged, write_json, writes
 from common.scoring import record_tags
 from common.statistics import number_tags
+from common.texts import READERS, Source, check_encoding, find_files, find_paths, read_documents
 from common.training import TAUGHT
 
 GOLD_WEIGHT = 0.5  # of the corpus's tag in a target; the rest is that of the teachers' probabilities
@@ -36,7 +35,7 @@ GOLD_WEIGHT = 0.5  # of the corpus's tag in a target; the rest is that of the te
 def teach(
     corpus: Annotated[Path, typer.Argument(help="Folder with train.spacy; taught.spacy is made there", exists=True)],
     teachers: Annotated[str, typer.Option(help="Folders of trained pipelines or patterns, with commas between")],
-    texts: Annotated[str, typer.Option(help="Files (.txt, .jsonl, .parquet, .spacy), folders or patterns")] = "",
+    texts: Annotated[str, typer.Option(help=f"Files ({', '.join(READERS)}), folders or patterns")] = "",
     train_on: Annotated[str, typer.Option(help="What the run trains on, which has to be taught")] = TAUGHT,
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
 ) -> None:
@@ -77,22 +76,6 @@ def teach(
     msg.good(f"Wrote {corpus / TAUGHT}.spacy, with the probabilities of {len(folders)} teachers")
 
 
-def find_paths(names: str) -> list[Path]:
-    """Find files and folders.
-
-    names (str): Paths or patterns of the shell, with commas between them.
-    RETURNS (list[Path]): The paths, those of a pattern sorted.
-    RAISES (StepError): If there is nothing of a name.
-    """
-    paths: list[Path] = []
-    for name in filter(None, map(str.strip, names.split(","))):
-        found = sorted(glob.glob(name))
-        if not found:
-            raise StepError(f"There is no {name}.", "Check the path; paths have commas between them.")
-        paths += map(Path, found)
-    return paths
-
-
 # Texts
 
 
@@ -116,73 +99,23 @@ def cut_texts(places: Iterable[Path], nlp: Language) -> Iterator[Doc]:
 def read_texts(path: Path, nlp: Language) -> Iterator[Doc]:
     """Read documents without labels.
 
-    path (Path): A .txt file, which is one document; a .jsonl or .parquet file, with one in each row as `text`; a .spacy
-        file; or a folder with such files, wherever in it.
+    path (Path): A file of a kind that `read_documents` knows, or a folder with such files, wherever in it. The
+        documents of a .spacy file keep their tokens.
     nlp (Language): Its tokenizer and its vocabulary are used.
     YIELDS (Doc): The documents.
-    RAISES (StepError): If a file is of another kind or damaged, with its line or row; or if a folder has no such file.
+    RAISES (StepError): If a file is of another kind or damaged, with its line or row; if it is in an encoding that can
+        only be guessed; or if a folder has no such file.
     """
-    known = (*READERS, ".spacy")
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in known)
-        if not files:
-            raise StepError(f"{path} has no file of a known kind.", f"Known are {', '.join(known)}.")
-        for file in files:
-            yield from read_texts(file, nlp)
-    elif path.suffix == ".spacy":
-        yield from read_docs(path, nlp.vocab)
-    elif path.suffix in READERS:
-        yield from map(nlp.tokenizer, READERS[path.suffix](path))
-    else:
-        raise StepError(f"{path} is not a file of a known kind.", f"Known are {', '.join(known)}.")
-
-
-def _read_txt(path: Path) -> Iterator[str]:
-    try:
-        yield path.read_text("utf8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise StepError(f"{path}, line {line}: this is not UTF-8.", "Save the file in UTF-8.") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
+    for file in find_files(path):
+        if doubt := check_encoding(file):  # nobody looks at what is trained on
+            raise doubt
+        if file.suffix.lower() == ".spacy":
+            yield from read_docs(file, nlp.vocab)
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # of UTF-8 too
-            raise StepError(f"{path}, line {number}: this is not JSON ({error}).", "Mend the line.") from error
-        yield _text_of(row, f"{path}, line {number}")
-
-
-def _read_parquet(path: Path) -> Iterator[str]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            batches = file.iter_batches(columns=["text"] if "text" in names else names)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield _text_of(row, f"{path}, row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise StepError(f"{path} cannot be read ({str(error).splitlines()[0]}).", "Write it again.") from error
-
-
-def _text_of(row: Any, place: str) -> str:
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise StepError(f"{place}: there is no text in it.", 'A row has its text as a string by the name of "text".')
-    return text
-
-
-READERS: dict[str, Callable[[Path], Iterator[str]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+        for document in read_documents(Source(file, file.name)):
+            if isinstance(document, StepError):
+                raise document
+            yield nlp.tokenizer(document.text)
 
 
 # Teachers

@@ -20,11 +20,18 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import pytest
+from urllib3.util import Retry
+
+from common import hub as client
+from tests.conftest import guard
 
 Failure = int | Literal["hang", "truncate", "corrupt", "html", "broken", "list", "garbage"] | None
 
@@ -233,3 +240,25 @@ class Hub(ThreadingHTTPServer):
             return as_json({"error": said}, 401, X_Error_Message=said, WWW_Authenticate="Bearer")
         commits = {rev.commit: rev for rev in self._repos[repo].values()}
         return (commits | self._repos[repo]).get(unquote(revision)) or not_found("Revision")
+
+
+@contextmanager
+def connected(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Connect this process's client to a hub that works, with an empty cache and without pauses."""
+    from huggingface_hub import configure_http_backend, constants
+
+    hub.fail = None
+    hub.requests.clear()
+    for name, value in {
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(cache),
+        "ENDPOINT": hub.url,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(client, "SECONDS", guard(8))
+    monkeypatch.setattr(Retry, "sleep", lambda *_: None)
+    yield hub
+    configure_http_backend()

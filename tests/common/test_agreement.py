@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score  # type: ignore[import-untyped]
 
-from common.agreement import ADJUDICATED, cohens_kappa, decide, find_conflicts, measure_agreement, open_store
+from common.agreement import ADJUDICATED, cohens_kappa, decide, find_conflicts, measure_agreement
 from common.annotations import Annotation, Document, Span, Task
-from common.errors import StepError
 
 TEXT = "Mira Solberg left Turku."
 PERSON, PLACE = Span(start=0, end=12, label="PER"), Span(start=18, end=23, label="LOC")
@@ -120,9 +117,3 @@ def test_kappa_is_that_of_scikit_learn(pairs: list[tuple[str, str]]) -> None:
         assert len({*one, *other}) == 1
     else:
         assert kappa == pytest.approx(cohen_kappa_score(one, other))
-
-
-def test_a_folder_without_annotations_is_refused_and_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"has no annotations\.db"):
-        open_store(tmp_path)
-    assert not list(tmp_path.iterdir())

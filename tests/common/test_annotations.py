@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from common.annotations import Annotation, ConflictError, Document, Span, Store
+from common.annotations import Annotation, ConflictError, Document, Span, Store, open_store
 from common.errors import StepError
 
 MIRA = Document(id="d1", text="Mira Solberg left Turku 🚢.", split="train", meta={"file": "a.txt"})
@@ -173,3 +173,16 @@ def test_a_full_disk_loses_nothing_that_was_saved(store: Store, monkeypatch: pyt
     assert "Free some space" in error.value.remedy
     assert store.tasks(["d1"])[0].annotations == [saved]
     assert len(store.tasks()) == 2
+
+
+def test_fields_are_added_to_the_meta_and_replaced(store: Store) -> None:
+    store.describe({"d1": {"group": "d1"}, "d2": {"group": "d1"}, "d9": {"group": "d1"}})
+    store.describe({"d2": {"group": "d2"}})
+    assert [task.document.meta for task in store.tasks()] == [{"file": "a.txt", "group": "d1"}, {"group": "d2"}]
+
+
+def test_a_run_without_a_store_is_told_how_to_get_one(store: Store, tmp_path: Path) -> None:
+    assert open_store(tmp_path).tasks() == store.tasks()
+    with pytest.raises(StepError, match=r"There is no .*annotations\.db") as error:
+        open_store(tmp_path / "mine")
+    assert "make gather RUN=mine" in error.value.remedy and not (tmp_path / "mine").exists()

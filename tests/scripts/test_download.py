@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from spacy.util import load_config, load_model_from_config
 from thinc.api import Adam
-from urllib3.util import Retry
 
 from bert_ner import corpus
 from common import hub as hub_client
@@ -40,8 +39,8 @@ from scripts.clean import clean
 from scripts.convert import convert
 from scripts.download import describe, restore
 from scripts.train import train as train_pipeline
-from tests.conftest import ROOT, guard, name_as_on_the_hub, python, save_tiny_encoder, words, write_corpus
-from tests.hub import Failure, Hub
+from tests.conftest import ROOT, name_as_on_the_hub, python, save_tiny_encoder, words, write_corpus
+from tests.hub import Failure, Hub, connected
 
 SAMPLE = ROOT / "assets" / "sample"
 CONFIG = ROOT / "configs" / "bert.cfg"
@@ -135,24 +134,8 @@ def running(repositories: dict[str, dict[str, Path]]) -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(running: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The stand-in, well, and this process's client connected to it, with an empty cache and without pauses."""
-    from huggingface_hub import configure_http_backend, constants
-
-    running.fail = None
-    running.requests.clear()
-    for name, value in {
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "ENDPOINT": running.url,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(hub_client, "SECONDS", guard(8))
-    monkeypatch.setattr(Retry, "sleep", lambda *_: None)
-    yield running
-    configure_http_backend()
+    with connected(running, tmp_path / "cache", monkeypatch):
+        yield running
 
 
 def from_hub(folder: Path, **options: str) -> None:

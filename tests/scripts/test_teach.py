@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from scripts import teach as step
 from scripts.convert import convert
 from scripts.teach import teach
 from scripts.train import train
+from tests.common.test_texts import write_texts
 from tests.conftest import ROOT, Project, copy_project, name_as_on_the_hub, save_tiny_encoder, words, write_corpus
 
 CONFIG = ROOT / "configs" / "bert.cfg"
@@ -46,21 +46,6 @@ def corpus(tmp_path: Path, tiny_corpus: Path) -> Path:
 # Texts
 
 TEXTS = ["Mira left Turku.", "Oslo sleeps,\nand so does Peru.", "Kenya beat Malta."]
-
-
-def write_texts(path: Path, texts: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".txt":
-        (text,) = texts
-        path.write_text(text, "utf8")
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n\n" for text in texts), "utf8")
-    elif path.suffix == ".parquet":
-        rows = pyarrow.table({"id": list(range(len(texts))), "text": texts})
-        pyarrow.parquet.write_table(rows, path)
-    else:
-        DocBin(docs=map(nlp, texts)).to_disk(path)
-    return path
 
 
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet", ".spacy"])
@@ -88,7 +73,9 @@ def test_a_folder_has_texts_in_files_of_several_kinds(tmp_path: Path) -> None:
         ("a.jsonl", b"\xff", r"a\.jsonl, line 1: this is not JSON"),
         ("a.parquet", b"PAR1", r"a\.parquet cannot be read"),
         ("a.spacy", b"Turku", r"a\.spacy is damaged"),
-        ("a.docx", b"Turku", r"a\.docx is not a file of a known kind"),
+        ("a.csv", b"text\nna\xefve", r"a\.csv, line 2: this is not UTF-8"),
+        ("a.docx", b"Turku", r"a\.docx cannot be read"),
+        ("a.odt", b"Turku", r"a\.odt is not a file of a known kind"),
     ],
 )
 def test_what_is_no_text_is_refused_with_its_place(tmp_path: Path, name: str, contents: bytes, said: str) -> None:
@@ -115,15 +102,6 @@ def test_long_texts_are_cut_and_empty_ones_left_out(tmp_path: Path, capsys: pyte
     docs = list(step.cut_texts([path], nlp))
     assert [len(doc) for doc in docs] == [1500, 1500, 1000, 1] and all(not doc.has_unknown_spaces for doc in docs)
     assert "Left out 1 documents" in words(capsys.readouterr().out)
-
-
-def test_paths_and_patterns_are_found(tmp_path: Path) -> None:
-    for name in ("a", "b1", "b2"):
-        (tmp_path / name).touch()
-    assert step.find_paths(f"{tmp_path}/b*, {tmp_path}/a,") == [tmp_path / name for name in ("b1", "b2", "a")]
-    assert step.find_paths("") == []
-    with pytest.raises(StepError, match=r"There is no .*/c\*"):
-        step.find_paths(f"{tmp_path}/a,{tmp_path}/c*")
 
 
 # Targets

@@ -1,7 +1,7 @@
 """Program that reads the text of a .pdf or .docx from standard input, within limits of time and memory.
 
-A file of some kilobytes can unpack to gigabytes, or keep its reader busy for ever, so app/files.py runs this program as
-a process of its own. It imports nothing of the project, and therefore starts fast.
+A file of some kilobytes can unpack to gigabytes, or keep its reader busy for ever, so common/decoding.py runs this
+program as a process of its own. It imports nothing of the project, and therefore starts fast.
 """
 
 from __future__ import annotations
