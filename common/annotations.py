@@ -94,6 +94,7 @@ class Annotation(BaseModel):
     comment (str): Why.
     actions (int): How many keys and clicks it took so far.
     seconds (float): How long it took so far.
+    ground_truth (bool): Whether somebody has declared it to be the right one.
     revision (int): How often it was saved; 0 for a new one.
     """
 
@@ -105,6 +106,7 @@ class Annotation(BaseModel):
     comment: str = ""
     actions: int = Field(default=0, ge=0)
     seconds: float = Field(default=0, ge=0)
+    ground_truth: bool = False
     revision: int = 0
 
 
