@@ -24,14 +24,14 @@ def doubt_spans(scores: Iterable[float | None], tokens: int) -> float:
     return sum(1 - score for score in scores if score is not None) / max(tokens, 1)
 
 
-def doubt_tags(probabilities: np.ndarray) -> float:
+def doubt_tags(posteriors: np.ndarray) -> float:
     """How uncertain the tags of a document are, and with them the spans that a pipeline did not find.
 
-    probabilities (np.ndarray): Of the tags, (tokens, tags).
+    posteriors (np.ndarray): The posterior probabilities of the tags, (tokens, tags).
     RETURNS (float): The entropy of the tags in nats, for each token.
     """
-    logarithms = np.log(np.maximum(probabilities, 1e-12))
-    return float(-(probabilities * logarithms).sum() / max(len(probabilities), 1))
+    logarithms = np.log(np.maximum(posteriors, 1e-12))
+    return float(-(posteriors * logarithms).sum() / max(len(posteriors), 1))
 
 
 def order_work(

@@ -16,7 +16,7 @@ from common.annotations import Task, open_store
 from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.records import writes
-from common.scoring import record_probabilities
+from common.scoring import record_tags
 from common.selection import doubt_spans, doubt_tags, order_work
 from common.similarity import sketch
 from common.suggestions import load_pipeline
@@ -91,9 +91,10 @@ def measure_tags(pipeline: str, tasks: list[Task]) -> np.ndarray:
     doubts = np.zeros(len(tasks))
     numbers = [number for number, task in enumerate(tasks) if len(task.document.text) <= LONGEST]
     bar = tqdm.tqdm(numbers, "measuring", unit="doc", disable=None)
-    with record_probabilities(nlp) as probabilities, nlp.memory_zone():
+    with record_tags(nlp) as recorded, nlp.memory_zone():
         for number, _ in zip(bar, nlp.pipe(tasks[number].document.text for number in numbers), strict=True):
-            doubts[number] = doubt_tags(probabilities.pop(0))
+            doubts[number] = doubt_tags(recorded.posteriors.pop(0))
+            recorded.probabilities.clear()
     return doubts
 
 
