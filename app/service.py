@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gc
 import json
@@ -25,7 +26,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Respons
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from fastapi.security import APIKeyHeader
+from fastapi.security import APIKeyHeader, HTTPBasic
 from fastapi_offline import FastAPIOffline
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.requests import ClientDisconnect
@@ -36,6 +37,7 @@ from wasabi import msg
 
 from app.annotate import Analysis, Annotator, ConceptOut, EntityOut, Layer, TripleOut, find_newest, load_pipeline
 from app.files import MAX_CHARACTERS, MAX_DOCUMENTS, check_size
+from app.label_studio import Health, Predictions, Tasks, Version, find_control, predict, read_texts
 from app.questions import NEEDED, Answer, ask, draft
 from common.errors import StepError, main
 
@@ -50,6 +52,7 @@ GRACE = 5.0  # seconds that requests have to end when the service is stopped; Do
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 EXAMPLE = "My name is Wolfgang and I live in Berlin."
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description=f"Needed if {API_KEY} is set.")
+BASIC = HTTPBasic(auto_error=False, description=f"The password is the key, if {API_KEY} is set.")
 log = logging.getLogger("bert_ner.serve")
 
 
@@ -244,7 +247,7 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
             handle = super().get_route_handler()
 
             async def guard(request: Request) -> Response:
-                given = request.headers.get(KEY_HEADER.model.name, "")
+                given = request.headers.get(KEY_HEADER.model.name) or _read_password(request)
                 if key and not secrets.compare_digest(given.encode(), key.encode()):
                     raise HTTPException(401, f"The header {KEY_HEADER.model.name} is missing or wrong.")
                 announced = request.headers.get("Content-Length", "")  # not there if the body comes in chunks
@@ -306,6 +309,36 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
         return _respond(await _run_in_daemon(lambda: draft(ask(found, body.question), body.question)))
 
     app.include_router(router)
+    meta = annotator.nlp.meta
+    version = f"{meta['lang']}_{meta['name']}-{meta['version']}"
+    tool = APIRouter(
+        prefix="/label-studio", route_class=GuardedRoute, responses=problems, dependencies=[Depends(BASIC)]
+    )
+
+    @tool.get("/health")
+    async def get_health_of_backend() -> Health:
+        """Say to Label Studio that the process lives."""
+        return Health(model_version=version)
+
+    @tool.post("/setup")
+    async def set_up() -> Version:
+        """Tell Label Studio which pipeline suggests. Its configuration comes again with each request."""
+        return Version(model_version=version)
+
+    @tool.post("/predict", response_model=Predictions)
+    async def suggest(body: Tasks) -> Response:
+        """Suggest names for Label Studio's tasks, with the labels that its project knows."""
+        try:
+            control = find_control(body.label_config)
+            texts = read_texts(body.tasks, control)
+        except ValueError as error:
+            mistake = {"loc": ["body"], "msg": str(error), "type": "value_error"}
+            raise RequestValidationError([mistake]) from error
+        found = await analyze(texts, {"entities"})
+        predictions = [predict(analysis.entities, control, version) for analysis in found]
+        return _respond(Predictions(model_version=version, results=predictions))
+
+    app.include_router(tool)
 
     @app.get("/health")
     async def get_health() -> dict[str, str]:
@@ -326,6 +359,16 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
         return JSONResponse({"detail": mistakes}, 422)
 
     return app
+
+
+def _read_password(request: Request) -> str:
+    """Read the password of basic authentication, which is all that Label Studio can send, or an empty string."""
+    kind, _, encoded = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return ""
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    return ""
 
 
 async def _read_body(request: Request) -> None:
