@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import html
 import json
 import os
@@ -18,8 +19,10 @@ import streamlit as st
 from app.annotate import Analysis, Annotator, EntityOut, find_pipelines, load_pipeline, split_text
 from app.exports import export_analyses
 from app.files import check_size, read_upload
+from app.marking import Action, Desk, summarize
 from app.masked import MASK, load_masked, predict_masked
 from app.questions import ENDPOINT, Answer, ask, draft
+from common.annotations import STORE, Store
 from common.errors import StepError
 from common.formatting import highlight
 from common.records import read_json
@@ -37,9 +40,25 @@ EXAMPLES = {
         "Steel for ten years. Lahti Marine had not built a large ship since 2027."
     ),
 }
-TABS = ("Entities", "Concepts", "Tokens", "Masked word", "Data and results", "Ask")
+TABS = ("Entities", "Concepts", "Tokens", "Masked word", "Data and results", "Ask", "Annotate")
 SHOWN_LENGTH = 20_000  # characters of a document that are shown at once
 MIME_TYPES = {"JSON": "application/json", "JSONL": "application/jsonl", "CSV": "text/csv", "CoNLL": "text/plain"}
+
+
+@st.cache_resource(show_spinner=False)
+def spare_imports() -> None:
+    """Take what the imports made out of the garbage collection, which Streamlit starts after each key of an annotator.
+
+    It would go through half a million objects, in 0.3 seconds.
+    """
+    gc.freeze()
+
+
+@st.cache_resource(show_spinner=False)
+def cached_marker() -> Any:
+    """The component that shows a text with its marks."""
+    markup, css, js = (Path(__file__).with_name(f"marking.{kind}").read_text("utf8") for kind in ("html", "css", "js"))
+    return st.components.v2.component("marker", html=markup, css=css, js=js)
 
 
 @st.cache_resource(show_spinner="Loading the pipeline", max_entries=2)
@@ -82,23 +101,26 @@ def escape_markdown(text: str) -> str:
 
 def main() -> None:
     st.set_page_config(page_title="Named entities", layout="wide")
+    spare_imports()
     st.title("Named entities and concepts")
     pipelines = find_pipelines(Path.cwd())
-    if not pipelines:
-        st.error("There is no pipeline yet. Train one: `make quickstart`")
-        st.stop()
-    with st.sidebar:
-        chosen = [st.selectbox("Pipeline", pipelines)]
-        others = [name for name in pipelines if name not in chosen]
-        if others and (other := st.selectbox("Compare with", others, index=None)):
-            chosen.append(other)
-    documents = choose_documents()
-    if not documents:
-        st.info("Paste a text, upload a file, or click an example.")
-    analyses = analyze({name: pipelines[name] for name in chosen}, tuple(documents))
-    titles = [title for title, _ in documents]
-    number, (start, part) = choose_part(documents)
-    entities, concepts, tokens, masked, results, asked = st.tabs(TABS)
+    chosen, uploads = choose_inputs(pipelines) if pipelines else ([], [])
+    inputs = st.container()
+    entities, concepts, tokens, masked, results, asked, annotation = st.tabs(TABS, key="tab", bind="query-params")
+    if annotation.open:  # nobody who annotates waits for a pipeline to be loaded
+        with annotation:
+            show_annotation()
+        return
+    with inputs:
+        if not pipelines:
+            st.error("There is no pipeline yet. Train one: `make quickstart`")
+            st.stop()
+        documents = read_documents(uploads)
+        if not documents:
+            st.info("Paste a text, upload a file, or click an example.")
+        analyses = analyze({name: pipelines[name] for name in chosen}, tuple(documents))
+        titles = [title for title, _ in documents]
+        number, (start, part) = choose_part(documents)
     with entities:
         for name in columns_of(chosen):
             show_entities(name, analyses[name], number, start, part)
@@ -125,15 +147,24 @@ def columns_of(names: list[str]) -> Iterator[str]:
             yield name
 
 
-def choose_documents() -> list[tuple[str, str]]:
-    """Show the inputs, and return the titles and texts of what was pasted and uploaded."""
+def choose_inputs(pipelines: dict[str, str]) -> tuple[list[str], list[Any]]:
+    """Show the sidebar, and return the names of one or two pipelines, and the uploaded files."""
     with st.sidebar:
+        chosen = [st.selectbox("Pipeline", pipelines)]
+        others = [name for name in pipelines if name not in chosen]
+        if others and (other := st.selectbox("Compare with", others, index=None)):
+            chosen.append(other)
         uploads = st.file_uploader("Files", ["txt", "csv", "pdf", "docx"], accept_multiple_files=True)
         st.text("Examples")
         for name, text in EXAMPLES.items():
             if st.button(name, width="stretch"):
                 st.session_state.text = text
-    text = st.text_area("Text", key="text", height=160, placeholder="Paste a text here")
+    return chosen, uploads
+
+
+def read_documents(uploads: list[Any]) -> list[tuple[str, str]]:
+    """Show the field for a text, and return the titles and texts of what was pasted and uploaded."""
+    text = st.text_area("Text", key="text", height=160, placeholder="Paste a text here", persist_state="page")
     documents = [("The pasted text", text)] if text.strip() else []
     for upload in uploads:
         found = cached_documents(upload.name, upload.getvalue())
@@ -212,8 +243,10 @@ def show_entities(name: str, analyses: list[Analysis], number: int, start: int, 
     every = [ent for analysis in analyses for ent in analysis.entities]
     labels = sorted({ent.label for ent in every})
     # Streamlit keeps the value of a widget with the same key, so other labels need another key
-    wanted = st.pills("Labels", labels, selection_mode="multi", default=labels, key=f"labels {name} {labels}")
-    least = st.slider("Score at least", 0.0, 1.0, 0.0, 0.01, key=f"score {name}")
+    wanted = st.pills(
+        "Labels", labels, selection_mode="multi", default=labels, key=f"labels {name} {labels}", persist_state="page"
+    )
+    least = st.slider("Score at least", 0.0, 1.0, 0.0, 0.01, key=f"score {name}", persist_state="page")
     kept = [
         analysis.model_copy(
             update={"entities": [e for e in analysis.entities if e.label in wanted and (e.score or 0) >= least]}
@@ -365,6 +398,67 @@ def format_answer(question: str, answer: Answer, titles: list[str]) -> str:
         f"<p><strong>{html.escape(question)}</strong></p><p>{html.escape(answer.text)}</p><ol>{quotes}</ol>"
         + "".join(f"<p><small>{html.escape(note)}</small></p>" for note in notes)
     )
+
+
+@st.fragment
+def show_annotation() -> None:
+    """Let somebody annotate the documents of a run. Every action is saved before it is shown.
+
+    The run, the name and new labels stand in the address of the page, so that nobody gives them twice.
+    """
+    stores = {path.parent.name: path for path in sorted(Path("annotate").glob(f"*/{STORE}"))}
+    if not stores:
+        st.info(
+            "There is nothing to annotate yet. `make gather RUN=mine` takes texts, `make prelabel RUN=mine` marks them."
+        )
+        return
+    known = st.session_state.get("annotator") or st.query_params.get("annotator")
+    with st.expander("Run, name and labels", expanded=not known):
+        columns = st.columns(3)
+        run = columns[0].selectbox("Run", stores, key="run", bind="query-params")
+        name = columns[1].text_input("Your name", key="annotator", bind="query-params", max_chars=100).strip()
+        columns[2].text_input("Add a label", key="added", max_chars=100, on_change=add_label)
+    if not name:
+        st.info("Annotations are kept by name, so that two people do not overwrite each other.")
+        return
+    try:
+        desk = open_desk(stores[run], name)
+        progress = desk.progress() if desk else {}
+    except StepError as error:
+        st.error(escape_markdown(f"{error.problem} {error.remedy}"))
+        return
+    if not desk:
+        st.info(f"This run has no documents yet. `make gather RUN={run}` takes them.")
+        return
+    st.text(summarize(progress))
+    parts = list(split_text(desk.document.text, SHOWN_LENGTH)) or [(0, "")]
+    number = 1
+    if len(parts) > 1:
+        number = st.number_input(f"Part, 1 to {len(parts)}", 1, len(parts), key=f"part {desk.document.id}")
+    added = st.query_params.get_all("label")
+    if not desk.labels and not added:
+        st.info("There are no labels yet. Add some above, under “Run, name and labels”.")
+    key = f"marker {run} {name}"
+    cached_marker()(
+        key=key,
+        data=desk.view(added, *parts[number - 1]),
+        on_action_change=lambda: desk.act(Action.model_validate(st.session_state[key].action)),
+    )
+
+
+def add_label() -> None:
+    if label := st.session_state.added.strip():
+        st.query_params["label"] = list(dict.fromkeys([*st.query_params.get_all("label"), label]))
+    st.session_state.added = ""
+
+
+def open_desk(path: Path, annotator: str) -> Desk | None:
+    """The desk of an annotator, which the session keeps, or None if there are no documents."""
+    desk: Desk | None = st.session_state.get("desk")
+    if desk is None or (desk.store.path, desk.annotator) != (path, annotator):
+        store = Store(path)
+        desk = st.session_state.desk = Desk(store, annotator) if store.progress(annotator) else None
+    return desk
 
 
 if __name__ == "__main__":

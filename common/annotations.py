@@ -90,6 +90,7 @@ class Annotation(BaseModel):
     status: "draft" while the annotator works on it; "annotated" if the spans are all that there are, none included;
         "skipped" if the annotator did not want to decide.
     spans (list[Span]): The spans. One that was suggested and accepted keeps its score and its source.
+    rejected (list[Span]): The suggestions that the annotator said no to.
     flagged (bool): Whether somebody should look at it again.
     comment (str): Why.
     actions (int): How many keys and clicks it took so far.
@@ -102,6 +103,7 @@ class Annotation(BaseModel):
     annotator: str = Field(min_length=1)
     status: Literal["draft", "annotated", "skipped"]
     spans: list[Span] = []
+    rejected: list[Span] = []
     flagged: bool = False
     comment: str = ""
     actions: int = Field(default=0, ge=0)
@@ -308,6 +310,30 @@ class Store:
                 (datetime.now(UTC).isoformat(timespec="milliseconds"), *values),
             )
         return new
+
+    def progress(self, annotator: str) -> dict[str, tuple[str | None, float]]:
+        """Read how far an annotator is, which takes far less time than reading all tasks.
+
+        annotator (str): Who it is.
+        RETURNS (dict[str, tuple[str | None, float]]): By id, in the order of work, the status of the annotation, None
+            if there is none, and the seconds that it took so far.
+        """
+        query = (
+            "SELECT id, json_extract(content, '$.status'), coalesce(json_extract(content, '$.seconds'), 0) "
+            "FROM documents LEFT JOIN annotations ON document = id AND annotator = ? "
+            "ORDER BY rank IS NULL, rank, documents.rowid"
+        )
+        with self._open("DEFERRED") as database:
+            return {name: (status, seconds) for name, status, seconds in database.execute(query, (annotator,))}
+
+    def labels(self) -> list[str]:
+        """Read which labels the suggestions and the annotations have, in the order of the alphabet."""
+        query = (
+            "SELECT json_extract(value, '$.label') AS label FROM suggestions, json_each(spans) UNION "
+            "SELECT json_extract(value, '$.label') FROM annotations, json_each(content, '$.spans') ORDER BY label"
+        )
+        with self._open("DEFERRED") as database:
+            return [label for (label,) in database.execute(query)]
 
     def history(self, document: str) -> list[tuple[str, Annotation]]:
         """Read everything that was ever saved of a document.

@@ -11,9 +11,10 @@ import tqdm
 import typer
 from wasabi import msg
 
+from common.alignment import align, create_reader
 from common.annotations import STORE, Annotation, ConflictError, Span, Store, Task
 from common.errors import StepError, main
-from common.formats import Entry, Options, by_source, describe_cuts, make_tokenizer
+from common.formats import Entry, Options, by_source
 from common.formats.known import FORMATS, find_format
 from common.records import write_json, writes
 
@@ -129,7 +130,7 @@ def rename(task: Task, name: str) -> Task:
 
 def find_cuts(entries: Iterable[Entry]) -> list[Problem]:
     """Find the spans of annotations that cut a token of the project's tokenizer. They stay as they are."""
-    tokenizer = make_tokenizer()
+    reader = create_reader()
     findings = []
     for entry in tqdm.tqdm(entries, "finding tokens", unit="doc", disable=None):
         document = entry.task.document
@@ -138,9 +139,13 @@ def find_cuts(entries: Iterable[Entry]) -> list[Problem]:
             for annotation in entry.task.annotations
             for span in annotation.spans
         }
-        if spans:
-            cuts = describe_cuts(tokenizer(document.text), spans.values())
-            findings += [Problem(entry.place, document.id, message) for message in cuts]
+        text = document.text
+        for span, near in align(reader, text, spans.values()).cut if spans else ():
+            where = f"The span {span.label} {span.start}–{span.end} ({text[span.start : span.end]!r})"
+            message = f"{where} holds no word."
+            if near:
+                message = f"{where} cuts a token; {near.start}–{near.end} ({text[near.start : near.end]!r}) would not."
+            findings.append(Problem(entry.place, document.id, message))
     return findings
 
 

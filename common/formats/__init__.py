@@ -323,27 +323,6 @@ def make_tokenizer() -> Callable[[str], Doc]:
     return nlp.tokenizer  # make_doc refuses long texts, for the sake of parsers
 
 
-def describe_cuts(doc: Doc, spans: Iterable[Span]) -> list[str]:
-    """Find spans that begin or end inside a token, with the nearest spans that do not.
-
-    doc (Doc): The text, by the tokenizer of the project.
-    spans (Iterable[Span]): Spans of the text, which stay as they are.
-    RETURNS (list[str]): A finding for each.
-    """
-    findings = []
-    starts = {token.idx for token in doc}
-    ends = {token.idx + len(token) for token in doc}
-    for span in spans:
-        if starts and (span.start not in starts or span.end not in ends):
-            start = min(starts, key=lambda place: (abs(place - span.start), place))
-            end = min((place for place in ends if place > start), key=lambda place: (abs(place - span.end), -place))
-            findings.append(
-                f"The span {span.label} {span.start}–{span.end} ({doc.text[span.start : span.end]!r}) cuts a token; "
-                f"{start}–{end} ({doc.text[start:end]!r}) would not."
-            )
-    return findings
-
-
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read JSON objects, one on each line that is not empty.
 

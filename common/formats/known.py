@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from common.errors import StepError
-from common.formats import Format, argilla, doccano, label_studio, prodigy
+from common.formats import Format, argilla, brat, conll, docbin, doccano, jsonl, label_studio, parquet, prodigy, webanno
 
 FORMATS: dict[str, Format] = {
-    format.name: format for format in (label_studio.FORMAT, prodigy.FORMAT, doccano.FORMAT, argilla.FORMAT)
+    format.name: format
+    for format in (
+        label_studio.FORMAT,
+        prodigy.FORMAT,
+        doccano.FORMAT,
+        argilla.FORMAT,
+        brat.FORMAT,
+        webanno.FORMAT,
+        conll.COLUMNS,
+        conll.CONLL_U,
+        parquet.FORMAT,
+        docbin.FORMAT,
+        jsonl.FORMAT,
+    )
 }
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from app.annotate import Analysis, Annotator, EntityOut, SpanOut, TokenOut, load_pipeline
-from tests.conftest import TEXT, guard
+from tests.conftest import PROJECT, ROOT, TEXT, guard
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +36,36 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serve_page(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The page as a process that works in a folder, started as `make app` does."""
+    command = shlex.split(next(one["script"][0] for one in PROJECT["commands"] if one["name"] == "app"))
+    command = [str(ROOT / part) if part == "app/page.py" else part for part in command]
+    with subprocess.Popen(
+        [sys.executable, *command[1:], "--server.port", str(port)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        end = time.monotonic() + guard(30)
+        while time.monotonic() < end:
+            try:
+                if requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=guard(5)).ok:
+                    break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        yield process
+        process.terminate()
 
 
 def found_in(text: str, *tokens: str, label: str = "PER") -> Analysis:

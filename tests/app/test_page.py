@@ -4,22 +4,15 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import pytest
-import requests
 import spacy
 import streamlit as st
-import yaml
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, Error, Page, Request, expect
 from streamlit.testing.v1 import AppTest
@@ -28,6 +21,7 @@ from app import annotate, files, masked
 from app.annotate import Annotator
 from app.page import EXAMPLES, TABS, draw_triples, escape_markdown, format_answer
 from app.questions import Answer, Evidence
+from tests.app.conftest import free_port, serve_page
 from tests.conftest import ROOT, TEXT, Project, guard, save_tiny_encoder
 
 PAGE_OF = os.environ.get("PAGE_OF")  # the folder of another project, for the screenshot of its page in docs/
@@ -243,28 +237,9 @@ expect.set_options(timeout=guard(5000))
 @pytest.fixture(scope="module")
 def address(ruled: Path) -> Iterator[str]:
     """The page as a process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    commands = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))["commands"]
-    command = shlex.split(next(command["script"][0] for command in commands if command["name"] == "app"))
-    command = [str(ROOT / part) if part == "app/page.py" else part for part in command]
-    with subprocess.Popen(
-        [sys.executable, *command[1:], "--server.port", str(port)],
-        cwd=PAGE_OF or ruled,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        end = time.monotonic() + guard(30)
-        while time.monotonic() < end:
-            try:
-                if requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=guard(5)).ok:
-                    break
-            except requests.ConnectionError:
-                time.sleep(0.2)
+    port = free_port()
+    with serve_page(Path(PAGE_OF or ruled), port):
         yield f"http://127.0.0.1:{port}"
-        process.terminate()
 
 
 def keep(found: list[Any], event: Any) -> None:
@@ -273,6 +248,7 @@ def keep(found: list[Any], event: Any) -> None:
 
 def open_text(page: Page, address: str, text: str) -> None:
     page.goto(address)
+    expect(page.get_by_label("Text", exact=True)).to_be_visible(timeout=guard(20_000))
     page.get_by_label("Text", exact=True).fill(text)
     page.get_by_label("Text", exact=True).press("Control+Enter")
     expect(page.locator("mark").first).to_be_visible(timeout=guard(20_000))
@@ -322,6 +298,10 @@ def test_a_visitor_pastes_filters_downloads_and_asks(browser: Browser, address: 
         panel.get_by_role("button", name="CSV", exact=True).click()
     rows = Path(download.value.path()).read_text("utf8").splitlines()
     assert len(rows) == 3 and "Mira Solberg" in rows[1]
+    page.get_by_role("tab", name="Annotate").click()
+    expect(page.get_by_text("nothing to annotate yet")).to_be_visible()
+    page.get_by_role("tab", name="Entities").click()
+    expect(panel.locator("mark")).to_have_count(2)  # the text and the filter are there again
     page.get_by_role("tab", name="Concepts").first.click()
     expect(page.get_by_role("tabpanel").locator("svg g.node").first).to_be_visible()
     page.get_by_role("tab", name="Ask", exact=True).first.click()

@@ -110,6 +110,24 @@ def test_documents_come_in_the_order_of_work(store: Store) -> None:
     assert (store.tasks()[0].document.reason, store.tasks()[0].document.split) == ("random", "test")
 
 
+def test_progress_is_that_of_one_annotator_in_the_order_of_work(store: Store) -> None:
+    store.arrange({"d2": (0.0, "uncertain")})
+    store.save(annotate(seconds=2.5))
+    store.save(annotate("skipped", "bo"))
+    assert list(store.progress("ada").items()) == [("d2", (None, 0)), ("d1", ("annotated", 2.5))]
+    assert store.progress("bo")["d1"][0] == "skipped" and store.progress("cy")["d1"][0] is None
+
+
+def test_labels_are_those_of_suggestions_and_decisions(store: Store) -> None:
+    assert store.labels() == []
+    store.suggest("terms", {"d1": [Span(start=0, end=4, label="a label"), PERSON], "d2": []})
+    rejected = [Span(start=0, end=4, label="GONE")]
+    store.save(
+        annotate(spans=[Span(start=0, end=4, label="PER"), Span(start=5, end=7, label="ORG")], rejected=rejected)
+    )
+    assert store.labels() == ["ORG", "PER", "a label"]
+
+
 def save_often(path: Path, annotator: str, number: int) -> None:
     store = Store(path)
     for revision in range(number):

@@ -22,9 +22,7 @@ from common.formats import (
     Mark,
     Options,
     check_marks,
-    describe_cuts,
     find_losses,
-    make_tokenizer,
     without_overlaps,
 )
 from common.formats.known import FORMATS
@@ -240,16 +238,6 @@ def test_the_text_of_a_span_decides_what_its_offsets_count(text: str, data: st.D
 def test_a_span_that_does_not_fit_is_reported_with_its_offsets(mark: Mark, message: str) -> None:
     spans, (finding,) = check_marks(TEXT, [mark, Mark(20, 25, "LOC")])
     assert spans == [TURKU] and re.search(message, finding)
-
-
-def test_a_span_that_cuts_a_token_is_reported_with_the_nearest_tokens() -> None:
-    doc = make_tokenizer()(TEXT)
-    assert describe_cuts(doc, [MIRA, TURKU]) == []
-    (finding,) = describe_cuts(doc, [Span(start=7, end=13, label="PER")])
-    assert "PER 7–13 ('Solber') cuts a token; 7–14 ('Solberg') would not" in finding
-    (finding,) = describe_cuts(doc, [Span(start=22, end=23, label="LOC")])
-    assert "20–25 ('Turku')" in finding
-    assert describe_cuts(make_tokenizer()(""), []) == []
 
 
 # Label Studio
