@@ -97,5 +97,5 @@ def test_a_name_that_has_annotated_nothing_is_refused(store: Store, name: str) -
 
 def test_a_folder_without_annotations_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(StepError, match=r"has no annotations\.db"):
+    with pytest.raises(StepError, match=r"There is no .*annotations\.db"):
         adjudicate(tmp_path / "mine")
