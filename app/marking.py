@@ -10,11 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
-import spacy
 from pydantic import BaseModel, Field
-from spacy.language import Language
 
-import bert_ner  # noqa: F401 (registers the tokenizer)
+from common.alignment import create_tokenizer
 from common.annotations import Annotation, ConflictError, Span, Store
 from common.errors import StepError
 from common.formatting import COLORS
@@ -340,9 +338,7 @@ def summarize(progress: Mapping[str, tuple[str | None, float]]) -> str:
     return " · ".join(parts)
 
 
-@cache
-def _tokenizer() -> Language:
-    return spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
+_tokenizer = cache(create_tokenizer)
 
 
 def words_of(text: str) -> list[tuple[int, int]]:

@@ -30,11 +30,17 @@ class Aligned(NamedTuple):
     overlapping: list[Span]
 
 
+def create_tokenizer() -> Language:
+    """Make a pipeline that only tokenises, as the trained ones do, texts of any length."""
+    nlp = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
+    nlp.max_length = sys.maxsize  # spaCy's limit is there for components that need much memory
+    return nlp
+
+
 def create_reader() -> Language:
     """Make the pipeline that reads texts: the tokenizer of the project, and sentences by their marks."""
-    nlp = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
+    nlp = create_tokenizer()
     nlp.add_pipe("sentencizer")
-    nlp.max_length = sys.maxsize  # spaCy's limit is there for components that need much memory
     return nlp
 
 

@@ -12,6 +12,7 @@ import spacy
 from spacy.language import Language
 
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
+from common.alignment import create_tokenizer
 from common.annotations import Span
 from common.errors import StepError
 from common.records import digest, read_json
@@ -62,7 +63,7 @@ def find_by_patterns(path: Path) -> tuple[str, Finder]:
     RETURNS (tuple[str, Finder]): The name of the file, as the source of the spans, and the finder.
     RAISES (StepError): If the file cannot be read, or if a line has no pattern.
     """
-    nlp = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
+    nlp = create_tokenizer()
     ruler: Any = nlp.add_pipe("entity_ruler", config={"validate": True})
     patterns = [(f"{path}, line {number}", line) for number, line in _read_patterns(path)]
     if not patterns:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import spacy
 import tqdm
 import typer
 from wasabi import msg
 
+from common.alignment import create_tokenizer
 from common.annotations import Task, open_store
 from common.errors import StepError, main
 from common.gpu import use_gpu
@@ -64,12 +64,12 @@ def measure_suggestions(tasks: list[Task]) -> np.ndarray:
     tasks (list[Task]): The documents.
     RETURNS (np.ndarray): (documents,), as `doubt_spans` gives it.
     """
-    nlp = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
+    nlp = create_tokenizer()
     doubts = []
     for task in tqdm.tqdm(tasks, "measuring", unit="doc", disable=None):
         text, scores = task.document.text, [span.score for span in task.suggestions]
         with nlp.memory_zone():
-            doubts.append(doubt_spans(scores, len(nlp.tokenizer(text))))
+            doubts.append(doubt_spans(scores, len(nlp.make_doc(text))))
     return np.array(doubts)
 
 

@@ -315,12 +315,9 @@ def name_annotator(options: Options, found: object, place: str) -> str:
 @cache
 def make_tokenizer() -> Callable[[str], Doc]:
     """The tokenizer of the project, which decides where tokens begin and end."""
-    import spacy
+    from common.alignment import create_tokenizer
 
-    import bert_ner  # noqa: F401 (registers it)
-
-    nlp = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
-    return nlp.tokenizer  # make_doc refuses long texts, for the sake of parsers
+    return create_tokenizer().make_doc
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
