@@ -19,7 +19,8 @@ from streamlit.testing.v1 import AppTest
 
 from app import annotate, files, masked
 from app.annotate import Annotator
-from app.page import EXAMPLES, TABS, draw_triples, escape_markdown, format_answer
+from app.annotating import escape_markdown
+from app.page import EXAMPLES, TABS, draw_triples, format_answer
 from app.questions import Answer, Evidence
 from tests.app.conftest import free_port, serve_page
 from tests.conftest import ROOT, TEXT, Project, guard, save_tiny_encoder
