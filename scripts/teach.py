@@ -19,6 +19,7 @@ from wasabi import msg
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from bert_ner.corpus import find_pieces
 from bert_ner.recognizer import find_entities_of
+from common.alignment import create_tokenizer
 from common.corpora import read_docs
 from common.errors import StepError, main
 from common.gpu import use_gpu
@@ -60,7 +61,7 @@ def teach(
     if (corpus / f"{TAUGHT}.spacy").exists() and read_json(corpus / f"{TAUGHT}.json").get("inputs") == inputs:
         msg.good(f"{corpus}: what the teachers say is there")
         return
-    nlp = spacy.blank("en", config={"nlp": {"tokenizer": {"@tokenizers": "bert_ner.Tokenizer.v2"}}})
+    nlp = create_tokenizer()
     labelled = read_docs(corpus / "train.spacy", nlp.vocab)
     unlabelled = list(cut_texts(places, nlp))
     annotate([folders[name] for name in inputs["teachers"]], labelled, unlabelled)
