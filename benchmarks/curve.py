@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import itertools
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 import spacy
 import tqdm
 import typer
-from spacy.tokens import DocBin
+from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
@@ -34,12 +36,13 @@ from common.errors import StepError, main
 from common.figures import Figures, save_figures, scale_log
 from common.formatting import describe_threshold, tabulate_curve
 from common.records import SPLITS, code_digest, digest, read_json, record_inputs, sha256, write_json, writes
-from common.training import EVALUATIONS, FEWEST_STEPS, prepare
+from common.training import EVALUATIONS, FEWEST_STEPS, TAUGHT, prepare
 
 SIZES = "10,25,50,100,200,all"
 SCORED = ("dev", "test")
-EXPLOSION, SPAN_MARKER = "explosion", "span-marker"
-CONTENDERS = (OURS, USUAL, EXPLOSION, SPAN_MARKER)
+TAUGHT_OURS, EXPLOSION, SPAN_MARKER = "ours with teachers", "explosion", "span-marker"
+CONTENDERS = (OURS, TAUGHT_OURS, USUAL, EXPLOSION, SPAN_MARKER)
+TEACHERS = 5
 # The usual number of epochs leaves a small corpus with a handful of steps, which would be a straw man. Therefore all
 # contenders get FEWEST_STEPS at least, as ours does.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -97,10 +100,14 @@ def curve(
         def find_inputs(name: str, documents: int, draw: int) -> tuple[dict[str, Any], dict[str, Any]]:
             """What decides a result, and the provenance of the model that it belongs to."""
             drawn = find_draw(documents, draw)
+            scored = {"dev": data["dev"], "test": data["test"], **record_inputs(code=Path(scoring.__file__))}
             if name == OURS:
                 provenance, _ = prepare(config, drawn, encoder, **options, seed=draw)
-                scored = record_inputs(code=Path(scoring.__file__))
-                return {"model": digest(provenance), "dev": data["dev"], "test": data["test"], **scored}, provenance
+                return {"model": digest(provenance), **scored}, provenance
+            if name == TAUGHT_OURS:
+                teachers = [prepare(config, drawn, encoder, **options, seed=seed)[0] for seed in range(TEACHERS)]
+                how = {"teachers": list(map(digest, teachers)), "seed": draw, "texts": data["train"]}
+                return how | scored | {"teach": code_digest(Path("scripts/teach.py"))}, {}
             return {
                 **data,
                 "train": sha256(drawn / "train.spacy"),
@@ -136,9 +143,11 @@ def curve(
                 continue
             decisive, provenance = find_inputs(name, documents, draw)
             drawn = find_draw(documents, draw)
+            settings = options | {"seed": draw, "gpu_id": gpu_id}
             if name == OURS:
-                settings = options | {"seed": draw, "gpu_id": gpu_id}
                 result = score_ours(train_aside(provenance, config, folder, drawn, encoder, **settings), drawn)
+            elif name == TAUGHT_OURS:
+                result = score_ours(train_taught(config, folder, drawn, corpus, encoder, settings), drawn)
             else:
                 result = score_other(name, encoder, drawn, draw, gpu_id, peers)
             where = {"contender": name, "documents": documents, "draw": draw}
@@ -209,6 +218,42 @@ def score_ours(model: Path, corpus: Path) -> dict[str, Any]:
         "seconds": record["seconds"],
         "steps": record["inputs"]["settings"]["training.max_steps"],
     }
+
+
+def train_taught(
+    config: Path, folder: Path, drawn: Path, corpus: Path, encoder: Path, settings: dict[str, Any]
+) -> Path:
+    """Train teachers on a smaller corpus, and a student on what they say of it and of all other training documents.
+
+    config (Path): Training config.
+    folder (Path): Folder of the run.
+    drawn (Path): Folder of the smaller corpus, where taught.spacy is made.
+    corpus (Path): Folder with the whole train.spacy, whose other documents lose their annotation.
+    encoder (Path): Folder of the encoder, of teachers and student.
+    settings (dict[str, Any]): Other options of `train`. The seeds of the teachers are from 0 on, whatever its seed.
+    RETURNS (Path): The student.
+    RAISES (StepError): If a training fails, or the teachers cannot annotate.
+    """
+
+    def train(train_on: str, seed: int) -> Path:
+        own = settings | {"seed": seed, "train_on": train_on}
+        provenance, _ = prepare(
+            config, drawn, encoder, **{name: value for name, value in own.items() if name != "gpu_id"}
+        )
+        return train_aside(provenance, config, folder, drawn, encoder, **own)
+
+    teachers = [train("train", seed) for seed in range(TEACHERS)]
+    known = {doc.text for doc in read_docs(drawn / "train.spacy")}
+    docs = [doc for doc in read_docs(corpus / "train.spacy") if doc.text not in known]
+    texts = drawn / "texts.spacy"
+    DocBin(
+        docs=[Doc(doc.vocab, [token.text for token in doc], [bool(token.whitespace_) for token in doc]) for doc in docs]
+    ).to_disk(texts)
+    command = [sys.executable, "-m", "scripts.teach", str(drawn), "--teachers", ",".join(map(str, teachers))]
+    command += ["--texts", str(texts) if docs else "", "--gpu-id", str(settings["gpu_id"])]
+    if subprocess.run(command).returncode:
+        raise StepError("The teachers could not annotate the documents.", "See above. What is trained is kept.")
+    return train(TAUGHT, settings["seed"])
 
 
 def score_other(

@@ -14,11 +14,13 @@ from benchmarks.curve import (
     EXPLOSION,
     FIGURES,
     SPAN_MARKER,
+    TEACHERS,
     choose_sizes,
     curve,
     find_needed,
     score_other,
     summarize,
+    train_taught,
     write_draw,
 )
 from common.corpora import read_docs
@@ -26,6 +28,7 @@ from common.errors import StepError
 from common.figures import save_figures
 from common.formatting import describe_threshold, tabulate_curve
 from common.records import SPLITS, read_json, sha256
+from common.training import TAUGHT
 from tests.conftest import ROOT, Project, python, words
 
 CONFIG = ROOT / "configs/bert.cfg"
@@ -284,3 +287,23 @@ def test_ours_is_trained_aside_on_few_documents_and_found_again(changeable: Proj
     assert [point["documents"] for point in record["summary"]["ours"]] == [5, 110]
     again = python("-m", "benchmarks.curve", *map(str, paths), *options, cwd=ROOT)
     assert again.stdout.count("measured already") == 2
+
+
+def test_teachers_see_the_other_documents_without_their_annotation(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, model = project.folder / "corpus/tiny", project.folder / "training/tiny/model-best"
+    drawn = write_draw(corpus, 100, 0, tmp_path / "drawn")
+    trained: list[tuple[str, int]] = []
+
+    def train(*_: Any, train_on: str, seed: int, **__: Any) -> Path:
+        trained.append((train_on, seed))
+        return model
+
+    monkeypatch.setattr(benchmark, "train_aside", train)
+    settings = {"epochs": "1", "learn_rate": "auto", "batch_words": "auto", "seed": 3, "gpu_id": -1}
+    assert train_taught(CONFIG, tmp_path, drawn, corpus, project.encoder, settings) == model
+    assert trained == [*(("train", seed) for seed in range(TEACHERS)), (TAUGHT, 3)]
+    given = read_docs(drawn / "texts.spacy")
+    assert len(given) == 10 and not any(doc.has_annotation(name) for doc in given for name in ("ENT_IOB", "SENT_START"))
+    assert {*texts(drawn, "texts")}.isdisjoint(texts(drawn)) and len(read_docs(drawn / "taught.spacy")) >= 110
