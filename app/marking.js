@@ -11,6 +11,7 @@ const EDITS = {
 };
 const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "n", "p", "o", "c"];
 const MARKS = [" ", "x"];
+const CHOICES = "jklhgdebi"; // each takes one of the choices for the place that is selected
 
 const panes = new WeakMap(); // by element, since Streamlit calls the function below each time that the data change
 
@@ -50,22 +51,25 @@ class Pane {
 
   show(data) {
     const before = this.data;
-    const moved = before?.document !== data.document || before?.offset !== data.offset;
+    const moved = ["document", "finding", "offset"].some((name) => before?.[name] !== data[name]);
     const sent = this.pending;
-    if (sent && (data.handled === sent.id || data.document !== sent.document || data.revision !== sent.revision)) {
-      this.pending = null;
-    }
+    const changed = ["document", "finding", "revision"].some((name) => sent && sent[name] !== data[name]);
+    if (changed || data.handled === sent?.id) this.pending = null;
     this.data = data;
     this.part("title").textContent = data.title;
     this.part("notice").textContent = data.notice;
     this.part("notice").hidden = !data.notice;
     this.part("reload").hidden = !data.conflict;
+    this.part("skip").firstChild.textContent = `${data.skipping} `;
+    for (const button of this.root.querySelectorAll("[data-key]:not([data-part='reload'])")) {
+      button.hidden = data.hidden.includes(button.dataset.key);
+    }
     this.showLabels();
     this.build();
     if (moved) {
       this.text.scrollTop = 0;
       this.anchor = this.head = this.units[0] ?? [0, 0];
-      const first = data.marks.find((mark) => mark.suggested);
+      const first = data.focus ?? data.marks.find((mark) => mark.suggested);
       if (first) this.take(first);
     }
     this.select(this.anchor, this.head);
@@ -110,13 +114,13 @@ class Pane {
       const covering = inside.filter((mark) => mark.from <= start && end <= mark.to).sort(byLength);
       if (covering[0] !== shown) {
         shown = covering[0];
-        if (shown) children.push((frame = paint(make("span", { className: "mark", title: nameOf(shown) }), shown)));
+        if (shown) children.push((frame = paint(make("span", { className: "mark", title: shown.name }), shown)));
       }
       if (shown) frame.append(element);
       else children.push(element);
       for (const mark of covering.filter((one) => one.to === end)) {
         const name = mark.suggested ? `${mark.label}?` : mark.label;
-        const chip = paint(make("span", { className: "chip", title: nameOf(mark) }, name), mark);
+        const chip = paint(make("span", { className: "chip", title: mark.name }, name), mark);
         chip.dataset.start = start;
         children.push(chip);
       }
@@ -134,8 +138,32 @@ class Pane {
     }
     this.pieces.find((piece) => piece.start === head[0])?.element.scrollIntoView({ block: "nearest" });
     const said = this.characters.slice(start, end).join("");
-    const marks = this.selectedMarks().map(nameOf);
+    const marks = this.selectedMarks().map((mark) => mark.name);
     this.part("said").textContent = this.units.length ? [said, ...marks].join(" · ") : "There are no words here.";
+    this.showChoices();
+  }
+
+  // The choices for the place that is selected
+  showChoices() {
+    const shown = JSON.stringify(this.chosen());
+    if (shown === this.shownChoices) return; // what has the focus keeps it
+    this.shownChoices = shown;
+    const children = this.chosen().map(({ name }, number) => {
+      const button = make("button", { type: "button" }, `${name} `);
+      button.dataset.choice = number;
+      if (number < CHOICES.length) button.append(make("kbd", {}, CHOICES[number]));
+      return button;
+    });
+    const focused = this.part("choices").matches(":focus-within");
+    this.part("choices").replaceChildren(...children);
+    if (focused) this.text.focus();
+  }
+
+  chosen() {
+    const [start, end] = this.selection();
+    const { choices } = this.data;
+    const first = choices.find((choice) => choice.start < end && start < choice.end);
+    return first ? choices.filter((choice) => choice.start === first.start) : [];
   }
 
   selection() {
@@ -168,7 +196,8 @@ class Pane {
     if (undo) key = "u";
     if (key === "Delete" || key === "Backspace") key = "x";
     const what = digit ? ["label", digit - 1] : [key, event.shiftKey];
-    if (!digit && !(key in EDITS) && !MOVES.includes(key) && !MARKS.includes(key)) return;
+    const known = [...Object.keys(EDITS), ...MOVES, ...MARKS, ...CHOICES].includes(key);
+    if (!digit && !known) return;
     event.preventDefault();
     this.count();
     this.do(what);
@@ -179,7 +208,9 @@ class Pane {
     if (!button) return;
     this.count();
     if (event.detail) this.text.focus(); // after the mouse, not after a key on the button
-    this.do(button.dataset.key ? [button.dataset.key, false] : ["label", Number(button.dataset.label)]);
+    const { key, choice, label } = button.dataset;
+    if (choice !== undefined) this.do(["choice", Number(choice)]);
+    else this.do(key ? [key, false] : ["label", Number(label)]);
   }
 
   point(event) {
@@ -228,7 +259,10 @@ class Pane {
   goOn() {
     while (this.waiting.length && !this.pending) {
       const [key, detail] = this.waiting.shift();
+      if (this.data.hidden.includes(key)) continue;
       if (key === "label") this.label(this.data.labels[detail]);
+      else if (key === "choice") this.choose(detail);
+      else if (CHOICES.includes(key)) this.choose(CHOICES.indexOf(key));
       else if (MOVES.includes(key)) this.move(key, detail);
       else if (MARKS.includes(key)) this.decide(key);
       else if (key !== "r" || this.data.conflict) this.send(EDITS[key]);
@@ -240,12 +274,25 @@ class Pane {
     if (label && start < end) this.send("mark", { start, end, label: label.name });
   }
 
+  choose(number) {
+    const choice = this.chosen()[number];
+    if (!choice) return;
+    const { start, end } = choice;
+    this.send("choose", { start, end, choice: number });
+    this.goToNext(end);
+  }
+
+  // Select the next suggestion, if there is one
+  goToNext(place) {
+    const following = this.data.marks.filter((one) => one.suggested && one.start >= place);
+    if (following.length) this.take(following.sort((a, b) => a.start - b.start)[0]);
+  }
+
   decide(key) {
     const mark = this.selectedMarks().find((one) => key === "x" || one.suggested);
     if (!mark) return;
-    const following = this.data.marks.filter((one) => one.suggested && one.start >= mark.end);
     this.send(key === "x" ? "remove" : "mark", { start: mark.start, end: mark.end, label: mark.label });
-    if (mark.suggested && following.length) this.take(following.sort((a, b) => a.start - b.start)[0]);
+    if (mark.suggested) this.goToNext(mark.end);
   }
 
   move(key, extend) {
@@ -260,7 +307,7 @@ class Pane {
       this.select(this.head, this.anchor);
     } else if (key === "n" || key === "p") {
       const [start] = this.selection();
-      const marks = [...this.data.marks].sort((a, b) => a.start - b.start || b.end - a.end);
+      const marks = [...this.data.marks, ...this.data.choices].sort((a, b) => a.start - b.start || b.end - a.end);
       const next = () => marks.find((mark) => mark.start > start) ?? marks[0];
       const previous = () => marks.findLast((mark) => mark.start < start) ?? marks.at(-1);
       const mark = key === "n" ? next() : previous();
@@ -299,10 +346,10 @@ class Pane {
   }
 
   send(kind, stretch) {
-    const { document, revision, offset } = this.data;
+    const { document, finding, revision, offset } = this.data;
     const place = stretch ? { ...stretch, start: stretch.start + offset, end: stretch.end + offset } : {};
     const id = `${Date.now()} ${Math.random()}`;
-    this.pending = { id, document, revision, kind, ...place, keys: this.keys, seconds: this.seconds };
+    this.pending = { id, document, finding, revision, kind, ...place, keys: this.keys, seconds: this.seconds };
     this.keys = this.seconds = 0;
     this.transmit(this.pending);
   }
@@ -322,12 +369,6 @@ function paint(element, { color, suggested }) {
 
 function byLength(one, other) {
   return one.end - one.start - (other.end - other.start);
-}
-
-function nameOf({ label, suggested, score, source }) {
-  if (!suggested) return source ? `${label}, accepted from ${source}` : label;
-  const share = score === null ? "" : `, ${Math.round(100 * score)}%`;
-  return `${label}?, suggested by ${source}${share}`;
 }
 
 // The start and end of each character as people see it, such as a letter with its accents

@@ -8,17 +8,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 from common.alignment import create_tokenizer
-from common.annotations import Annotation, ConflictError, Span, Store
+from common.annotations import Annotation, ConflictError, Span, Store, Task
 from common.errors import StepError
 from common.formatting import COLORS
 
 PALETTE = ("#ffd7a8", "#b9d8ff", "#c6ecc0", "#e5d0f5", "#ffe08a", "#ffc9d4", "#b8ece6", "#d9d9d9", "#dfe6a8")
-ELSEWHERE = "This document was saved elsewhere under your name. Your last key changed nothing."
 
 
 class Action(BaseModel):
@@ -27,9 +26,11 @@ class Action(BaseModel):
     id (str): Names it, so that one that is sent twice counts once.
     document (str): The id of the document that the annotator sees.
     revision (int): The revision of the annotation that the annotator sees.
-    kind: What to do. mark and remove need a stretch, mark a label, too.
+    kind: What to do. mark and remove need a stretch, mark a label, too; choose needs a stretch and a choice.
     start, end (int): The stretch, in code points of the whole text.
     label (str): The label.
+    choice (int): The number of one of the choices that the desk offers for the stretch, from 0.
+    finding (str): The id of the finding that the annotator sees, if the desk goes through findings.
     keys (int): How many keys and clicks it took since the last action.
     seconds (float): How long the annotator worked since the last action, without pauses.
     """
@@ -37,10 +38,14 @@ class Action(BaseModel):
     id: str
     document: str
     revision: int
-    kind: Literal["mark", "remove", "accept_all", "flag", "skip", "finish", "undo", "next", "previous", "reload"]
+    kind: Literal[
+        "mark", "remove", "choose", "accept_all", "flag", "skip", "finish", "undo", "next", "previous", "reload"
+    ]
     start: int = Field(default=0, ge=0)
     end: int = 0
     label: str = ""
+    choice: int = Field(default=0, ge=0)
+    finding: str = ""
     keys: int = Field(default=1, ge=0)
     seconds: float = Field(default=0, ge=0)
 
@@ -106,6 +111,26 @@ def remove(annotation: Annotation, suggestions: Iterable[Span], start: int, end:
     return _draft(annotation, spans=kept, rejected=[*others, *same])
 
 
+def choose(
+    annotation: Annotation, suggestions: Iterable[Span], start: int, end: int, chosen: Sequence[Span]
+) -> Annotation:
+    """Decide that a stretch has these spans and no others.
+
+    annotation (Annotation): The decisions so far.
+    suggestions (Iterable[Span]): All suggestions for the document. The others on the stretch are rejected.
+    start, end (int): The stretch.
+    chosen (Sequence[Span]): Its spans, perhaps none.
+    RETURNS (Annotation): The decisions now, a draft again.
+    """
+    wanted = {_identity(span) for span in chosen}
+    others = [s for s in suggestions if s.start < end and start < s.end and _identity(s) not in wanted]
+    unwanted = {_identity(span) for span in others}
+    kept = [span for span in annotation.spans if span.end <= start or end <= span.start]
+    rejected = [span for span in annotation.rejected if _identity(span) not in wanted | unwanted]
+    spans = sorted([*kept, *chosen], key=lambda span: span.start)
+    return _draft(annotation, spans=spans, rejected=[*rejected, *others])
+
+
 def accept_all(annotation: Annotation, suggestions: Iterable[Span]) -> Annotation:
     """Accept all suggestions that are open."""
     spans = [*annotation.spans, *undecided(annotation, suggestions)]
@@ -156,6 +181,11 @@ class Desk:
     annotator (str): Who it is.
     """
 
+    hidden: ClassVar[str] = ""  # the keys that have no meaning here
+    skipping: ClassVar[str] = "Skip"  # what the button says
+    elsewhere: ClassVar[str] = "This document was saved elsewhere under your name. Your last key changed nothing."
+    last: ClassVar[str] = "That was the last document."
+
     def __init__(self, store: Store, annotator: str) -> None:
         self.store = store
         self.annotator = annotator
@@ -166,11 +196,31 @@ class Desk:
         self._seen: dict[str, int] = {}  # the last revision of each document that this desk read or saved
         self._earlier: dict[str, list[Annotation]] = {}  # the states of each document to which undo goes back
         self._saved: list[str] = []  # the document of each action
+        self._basis: dict[str, int] | None = None  # the revisions of what the annotation builds on
         self._open(self._next_undecided(None) or next(iter(self.progress())))
 
     def progress(self) -> dict[str, tuple[str | None, float]]:
         """How far the annotator is, as in Store.progress."""
         return self.store.progress(self.annotator)
+
+    def summary(self) -> str:
+        """Say in a sentence how far the annotator is."""
+        return summarize(self.progress())
+
+    @property
+    def item(self) -> str:
+        """What the annotator sees: the id of a document, which is a key of `progress`."""
+        return self.annotation.document
+
+    @property
+    def place(self) -> int:
+        """Where in the text the annotator begins."""
+        return 0
+
+    @property
+    def revision(self) -> int:
+        """A number that changes with everything that is saved of what the annotator sees."""
+        return self.annotation.revision
 
     def act(self, action: Action) -> None:
         """Do what the annotator wants, save it, and open the next document after one that is done or skipped.
@@ -185,35 +235,43 @@ class Desk:
         try:
             self._act(action)
         except ConflictError:
-            self.notice, self.conflict = ELSEWHERE, True
+            self.notice, self.conflict = self.elsewhere, True
         except StepError as error:
             self.notice = f"{error.problem} {error.remedy}"
         except (KeyError, ValueError) as error:
             self.notice = str(error)
 
     def _act(self, action: Action) -> None:
-        if action.document != self.annotation.document:  # the server was started again and opened another one
-            self._open(action.document)
+        seen = action.finding or action.document
+        if seen != self.item:  # the server was started again and opened another one
+            self._open(seen)
         if action.kind == "reload":
-            self._open(action.document)
+            self._open(seen)
         elif action.kind in ("next", "previous"):
             order = list(self.progress())
-            place = order.index(action.document) + (1 if action.kind == "next" else -1)
+            place = order.index(seen) + (1 if action.kind == "next" else -1)
             self._open(order[min(max(place, 0), len(order) - 1)])
-        elif action.revision != self.annotation.revision:
-            self.notice = ELSEWHERE
+        elif action.revision != self.revision:
+            self.notice = self.elsewhere
         elif action.kind == "undo":
             self._undo(action)
         else:
-            before = self.annotation
-            self._save(self._changed(action), action)
-            self._earlier[before.document].append(before)
-            self._saved.append(before.document)
-            if action.kind in ("finish", "skip"):
-                if following := self._next_undecided(before.document):
-                    self._open(following)
-                else:
-                    self.notice = "That was the last document."
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        """Change the annotation and save it. After the last key on a document open the next one."""
+        before = self.annotation
+        self._save(self._changed(action), action)
+        self._earlier[before.document].append(before)
+        self._saved.append(before.document)
+        if action.kind in ("finish", "skip"):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if following := self._next_undecided(self.item):
+            self._open(following)
+        else:
+            self.notice = self.last
 
     def _changed(self, action: Action) -> Annotation:
         stretch = (action.start, action.end, action.label)
@@ -222,6 +280,9 @@ class Desk:
                 return mark(self.annotation, self.suggestions, *stretch)
             case "remove":
                 return remove(self.annotation, self.suggestions, *stretch)
+            case "choose":
+                start, end, *_, spans = self._choice(action)
+                return choose(self.annotation, self.suggestions, start, end, spans)
             case "accept_all":
                 return accept_all(self.annotation, self.suggestions)
             case "flag":
@@ -230,6 +291,20 @@ class Desk:
                 return skip(self.annotation)
             case _:
                 return finish(self.annotation, self.suggestions)
+
+    def _choice(self, action: Action) -> tuple[int, int, str, list[Span]]:
+        """The choice that the annotator has made.
+
+        RAISES (ValueError): If the desk offers no such choice.
+        """
+        found = [one for one in self.choices() if one[:2] == (action.start, action.end)][action.choice :]
+        if not found:
+            raise ValueError("There is nothing to choose here.")
+        return found[0]
+
+    def choices(self) -> list[tuple[int, int, str, list[Span]]]:
+        """What the annotator can choose from: stretch, who says so, and the spans that the stretch then has."""
+        return []
 
     def _undo(self, action: Action) -> None:
         """Undo the last action on this document, or if there was none, the last one on another, which is opened."""
@@ -245,26 +320,30 @@ class Desk:
 
     def _save(self, annotation: Annotation, action: Action) -> None:
         effort = {"actions": annotation.actions + action.keys, "seconds": annotation.seconds + action.seconds}
-        self.annotation = self.store.save(annotation.model_copy(update=effort))
+        self.annotation = self.store.save(annotation.model_copy(update=effort), self._basis)
         self._seen[annotation.document] = self.annotation.revision
 
     def _open(self, document: str) -> None:
         (task,) = self.store.tasks([document])
         self.document = task.document
-        # A test set that was annotated with suggestions would flatter the pipeline that made them
-        self.suggestions = [] if task.document.split == "test" else task.suggestions
-        new = Annotation(document=document, annotator=self.annotator, status="draft")
+        self.suggestions, spans = self._start(task)
+        new = Annotation(document=document, annotator=self.annotator, status="draft", spans=spans)
         self.annotation = next((one for one in task.annotations if one.annotator == self.annotator), new)
         if self._seen.get(document) != self.annotation.revision:
             saved = [one for _, one in self.store.history(document) if one.annotator == self.annotator]
             self._earlier[document] = [new, *saved][:-1]
             self._seen[document] = self.annotation.revision
 
-    def _next_undecided(self, document: str | None) -> str | None:
-        """The first document after this one that is neither done nor skipped, from the start again after the last."""
+    def _start(self, task: Task) -> tuple[list[Span], list[Span]]:
+        """The suggestions for a document, and the spans with which a new annotation of it begins."""
+        # A test set that was annotated with suggestions would flatter the pipeline that made them
+        return ([] if task.document.split == "test" else task.suggestions), []
+
+    def _next_undecided(self, item: str | None) -> str | None:
+        """The first item after this one that is neither done nor skipped, from the start again after the last."""
         progress = self.progress()
         order = list(progress)
-        place = order.index(document) + 1 if document else 0
+        place = order.index(item) + 1 if item else 0
         return next(
             (name for name in order[place:] + order[:place] if progress[name][0] not in ("annotated", "skipped")), None
         )
@@ -280,16 +359,14 @@ class Desk:
         """
         open_ = undecided(self.annotation, self.suggestions)
         marks = [(span, False) for span in self.annotation.spans] + [(span, True) for span in open_]
-        status = "new" if self.annotation.revision == 0 else self.annotation.status
-        title = f"{self.document.id}: {status}"
-        title += f", {len(open_)} to decide" * bool(open_) + ", flagged" * self.annotation.flagged
         labels = [*(label for label in self.labels if label not in added), *added]
         colors = color_labels([*labels, *(span.label for span, _ in marks)])
         return {
             "document": self.annotation.document,
-            "revision": self.annotation.revision,
+            "finding": "",
+            "revision": self.revision,
             "handled": self._handled,
-            "title": title,
+            "title": self._title(len(open_)),
             "notice": self.notice,
             "conflict": self.conflict,
             "text": part,
@@ -303,13 +380,39 @@ class Desk:
                     "label": span.label,
                     "color": colors[span.label],
                     "suggested": suggested,
-                    "score": span.score,
-                    "source": span.source,
+                    "name": self._name(span, suggested),
                 }
                 for span, suggested in marks
                 if span.start < offset + len(part) and offset < span.end
             ],
+            "choices": [
+                {"start": start - offset, "end": end - offset, "name": f"{who}: {self._quote(spans)}"}
+                for start, end, who, spans in self.choices()
+                if start < offset + len(part) and offset < end
+            ],
+            "hidden": self.hidden,
+            "skipping": self.skipping,
         }
+
+    def _title(self, open_: int) -> str:
+        """Say what is shown, and in which state it is.
+
+        open_ (int): How many suggestions are undecided.
+        """
+        status = "new" if self.annotation.revision == 0 else self.annotation.status
+        title = f"{self.document.id}: {status}"
+        return title + f", {open_} to decide" * bool(open_) + ", flagged" * self.annotation.flagged
+
+    def _name(self, span: Span, suggested: bool) -> str:
+        """Say what a mark is."""
+        if not suggested:
+            return f"{span.label}, accepted from {span.source}" if span.source else span.label
+        share = "" if span.score is None else f", {span.score:.0%}"
+        return f"{span.label}?, suggested by {span.source}{share}"
+
+    def _quote(self, spans: Iterable[Span]) -> str:
+        text = self.document.text
+        return ", ".join(f"“{text[span.start : span.end]}” {span.label}" for span in spans) or "nothing"
 
 
 def color_labels(labels: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from common.alignment import align, create_reader
-from common.annotations import Annotation, Task
+from common.annotations import Annotation, Span, Task
 
 ADJUDICATED = "adjudicated"  # the annotator whose word is final
 
@@ -54,6 +54,58 @@ def _finished(task: Task) -> dict[str, Annotation]:
 def keys(annotation: Annotation) -> set[tuple[int, int, str]]:
     """The spans of an annotation as start, end and label: who made them and how sure it was does not count."""
     return {(span.start, span.end, span.label) for span in annotation.spans}
+
+
+class Choice(NamedTuple):
+    """What some annotators say of a place.
+
+    annotators (list[str]): Who they are.
+    spans (list[Span]): What they have there, perhaps nothing.
+    """
+
+    annotators: list[str]
+    spans: list[Span]
+
+
+class Place(NamedTuple):
+    """A stretch of a text of which not all annotators say the same.
+
+    start, end (int): The stretch, which no span crosses.
+    choices (list[Choice]): What they say, each thing once.
+    """
+
+    start: int
+    end: int
+    choices: list[Choice]
+
+
+def find_places(task: Task) -> tuple[list[Span], list[Place]]:
+    """Find where annotators who have finished a document agree, and where not.
+
+    task (Task): The document.
+    RETURNS (tuple[list[Span], list[Place]]): The spans on which all agree, and the places where they do not, which hold
+        no such span: both in the order of the text.
+    """
+    finished = _finished(task)
+    stretches: list[tuple[int, int]] = []
+    for start, end, _ in sorted(set().union(*map(keys, finished.values()))):
+        if stretches and start < stretches[-1][1]:
+            first, last = stretches.pop()
+            start, end = first, max(end, last)
+        stretches.append((start, end))
+    agreed: list[Span] = []
+    places = []
+    for start, end in stretches:
+        choices: dict[frozenset[tuple[int, int, str]], Choice] = {}
+        for name in sorted(finished):
+            spans = sorted((s for s in finished[name].spans if start <= s.start < end), key=lambda s: (s.start, s.end))
+            said = frozenset((span.start, span.end, span.label) for span in spans)
+            choices.setdefault(said, Choice([], spans)).annotators.append(name)
+        if len(choices) > 1:
+            places.append(Place(start, end, [*choices.values()]))
+        else:
+            agreed += next(iter(choices.values())).spans
+    return agreed, places
 
 
 def find_conflicts(tasks: Iterable[Task]) -> list[dict[str, Any]]:

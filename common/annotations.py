@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS annotations (
 CREATE TABLE IF NOT EXISTS history (
     number INTEGER PRIMARY KEY, time TEXT NOT NULL, document TEXT NOT NULL, annotator TEXT NOT NULL,
     revision INTEGER NOT NULL, content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS changes (
+    number INTEGER PRIMARY KEY, time TEXT NOT NULL, document TEXT NOT NULL, content TEXT NOT NULL);
 """
 
 
@@ -61,6 +63,15 @@ class Span(BaseModel):
         if self.end <= self.start:
             raise ValueError(f"the end, {self.end}, is not after the start, {self.start}")
         return self
+
+
+class Named(Span):
+    """A span with its words.
+
+    text (str): The words.
+    """
+
+    text: str
 
 
 class Document(BaseModel):
@@ -120,15 +131,48 @@ class Task(BaseModel):
     annotations: list[Annotation] = []
 
 
-class ConflictError(Exception):
-    """Somebody else has saved this annotation since it was read.
+Ruling = Literal["accepted", "kept", "edited", "undone"]
 
-    saved (Annotation): What is saved.
+
+class Change(BaseModel):
+    """What a person decided about a label that is probably wrong: a line of the log.
+
+    document (str): The id of the document.
+    person (str): Who it was.
+    finding (str): The id of the finding, as `LabelError` gives it.
+    kind (str): What the finding says is wrong.
+    decision: "accepted" if the proposal was taken, "kept" if the label stays as it is, "edited" if something was
+        changed by hand, "undone" if an earlier line was taken back.
+    start, end (int): The place in the text.
+    before, after (list[Named]): The spans there.
+    undoes (int | None): The number of the line that was taken back.
+    number (int): Its place in the log, which the store gives.
+    time (str): When it was decided, in UTC, which the store gives.
     """
 
-    def __init__(self, saved: Annotation) -> None:
-        super().__init__(f"{saved.annotator} has saved {saved.document} elsewhere in the meantime.")
-        self.saved = saved
+    document: str
+    person: str = Field(min_length=1)
+    finding: str
+    kind: str
+    decision: Ruling
+    start: int
+    end: int
+    before: list[Named]
+    after: list[Named]
+    undoes: int | None = None
+    number: int = 0
+    time: str = ""
+
+
+class ConflictError(Exception):
+    """Somebody else has saved this annotation, or one that it builds on, since it was read.
+
+    document (str): The id of the document.
+    who (str): Who has saved it.
+    """
+
+    def __init__(self, document: str, who: str) -> None:
+        super().__init__(f"{who} has saved {document} elsewhere in the meantime.")
 
 
 class Store:
@@ -281,12 +325,17 @@ class Store:
                     changed = json.dumps(json.loads(meta) | new, ensure_ascii=False)
                     database.execute("UPDATE documents SET meta = ? WHERE id = ?", (changed, name))
 
-    def save(self, annotation: Annotation) -> Annotation:
+    def save(
+        self, annotation: Annotation, basis: Mapping[str, int] | None = None, change: Change | None = None
+    ) -> Annotation:
         """Save what an annotator says of a document.
 
         annotation (Annotation): With the revision that was read before, 0 if there was none.
+        basis (Mapping[str, int] | None): By name the revisions of what the others say of the document, if the
+            annotation builds on all of them.
+        change (Change | None): The line of the log that says why, as `log` takes it.
         RETURNS (Annotation): The same with its new revision.
-        RAISES (ConflictError): If another revision is saved, which stays.
+        RAISES (ConflictError): If another revision is saved, which stays, or if the basis or the log has changed.
         RAISES (ValueError): If there is no such document, or a span does not fit into its text.
         """
         with self._open("IMMEDIATE") as database:
@@ -297,19 +346,40 @@ class Store:
             if outside:
                 raise ValueError(f"the text of {annotation.document!r} has {len(row[0])} characters: {outside[0]!r}")
             saved = database.execute(
-                "SELECT revision, content FROM annotations WHERE document = ? AND annotator = ?",
+                "SELECT revision FROM annotations WHERE document = ? AND annotator = ?",
                 (annotation.document, annotation.annotator),
             ).fetchone()
             if saved and saved[0] != annotation.revision:
-                raise ConflictError(Annotation(**json.loads(saved[1]) | {"revision": saved[0]}))
+                raise ConflictError(annotation.document, annotation.annotator)
+            if basis is not None:
+                _check_basis(database, annotation.document, {**basis, annotation.annotator: annotation.revision})
+            if change:
+                _log(database, change)
             new = annotation.model_copy(update={"revision": annotation.revision + 1})
             values = (new.document, new.annotator, new.revision, new.model_dump_json(exclude={"revision"}))
             database.execute("INSERT OR REPLACE INTO annotations VALUES (?, ?, ?, ?)", values)
             database.execute(
                 "INSERT INTO history (time, document, annotator, revision, content) VALUES (?, ?, ?, ?, ?)",
-                (datetime.now(UTC).isoformat(timespec="milliseconds"), *values),
+                (_now(), *values),
             )
         return new
+
+    def log(self, change: Change, basis: Mapping[str, int]) -> None:
+        """Record a decision that changes no annotation.
+
+        change (Change): The decision, with the number of the last line about its document that was read before.
+        basis (Mapping[str, int]): By name the revisions of all annotations of the document that were read before.
+        RAISES (ConflictError): If there is a later line about the document, or another revision.
+        """
+        with self._open("IMMEDIATE") as database:
+            _check_basis(database, change.document, basis)
+            _log(database, change)
+
+    def changes(self) -> list[Change]:
+        """Read the log of all decisions about labels that are probably wrong, the oldest first."""
+        with self._open("DEFERRED") as database:
+            rows = database.execute("SELECT number, time, content FROM changes ORDER BY number").fetchall()
+        return [Change(**json.loads(content) | {"number": number, "time": time}) for number, time, content in rows]
 
     def progress(self, annotator: str) -> dict[str, tuple[str | None, float]]:
         """Read how far an annotator is, which takes far less time than reading all tasks.
@@ -361,6 +431,28 @@ def open_store(folder: Path) -> Store:
 def checksum_of(text: str) -> str:
     """The SHA-256 of a text in UTF-8, as hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_basis(database: sqlite3.Connection, document: str, basis: Mapping[str, int]) -> None:
+    query = "SELECT annotator, revision FROM annotations WHERE document = ?"
+    for annotator, revision in database.execute(query, (document,)):
+        if basis.get(annotator, 0) != revision:
+            raise ConflictError(document, annotator)
+
+
+def _log(database: sqlite3.Connection, change: Change) -> None:
+    query = "SELECT number, content FROM changes WHERE document = ? ORDER BY number DESC LIMIT 1"
+    last = database.execute(query, (change.document,)).fetchone()
+    if last and last[0] != change.number:
+        raise ConflictError(change.document, json.loads(last[1])["person"])
+    database.execute(
+        "INSERT INTO changes (time, document, content) VALUES (?, ?, ?)",
+        (_now(), change.document, change.model_dump_json(exclude={"number", "time"})),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _dump(spans: list[Span]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import tqdm
 
 from common.similarity import compare
 
@@ -51,6 +52,7 @@ def order_work(
     """
     waiting = np.lexsort((random.random(len(doubts)), -doubts))
     order: list[tuple[int, str]] = []
+    bar = tqdm.tqdm(None, "choosing", min(MOST, len(waiting)), unit="doc", disable=None)
     while len(waiting) and len(order) < MOST:
         free = np.ones(len(waiting), dtype=bool)  # may come into this batch
         chosen: list[tuple[int, str]] = []
@@ -61,5 +63,7 @@ def order_work(
             chosen.append((number, RANDOM if by_chance or not doubts[number] else UNCERTAIN))
             free &= compare(sketches[number], sketches[waiting]) <= DIVERSE
         order += [chosen[place] for place in random.permutation(len(chosen))]
+        bar.update(len(chosen))
         waiting = waiting[~np.isin(waiting, [number for number, _ in chosen])]
+    bar.close()
     return order + [(int(number), RANDOM) for number in random.permutation(waiting)]

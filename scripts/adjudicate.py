@@ -14,16 +14,16 @@ from common.annotations import Annotation, ConflictError, Store, open_store
 from common.errors import StepError, main
 from common.records import staged, write_json, writes
 
-CONFLICTS = "conflicts.json"
+CONFLICTS, DECISIONS = "conflicts.json", "decisions.jsonl"
 SHOWN = 10  # so many conflicts are printed; the file has all
 
 
 @writes("folder")
 def adjudicate(
-    folder: Annotated[Path, typer.Argument(help="Folder with annotations.db, for conflicts.json", exists=True)],
+    folder: Annotated[Path, typer.Argument(help="Folder with annotations.db, for what is found", exists=True)],
     accept: Annotated[str, typer.Option(help="Whose annotations are final where annotators do not agree")] = "",
 ) -> None:
-    """Measure how far annotators agree, and list the documents where they do not."""
+    """Measure how far annotators agree, list where they do not, and write the log of decisions on label errors."""
     store = open_store(folder)
     if accept:
         accepted = accept_annotator(store, accept)
@@ -31,7 +31,9 @@ def adjudicate(
     tasks = store.tasks()
     agreement, conflicts = measure_agreement(tasks), find_conflicts(tasks)
     states = Counter(decide(task).state for task in tasks)
-    with staged(folder, CONFLICTS) as new:
+    with staged(folder, DECISIONS, CONFLICTS) as new:
+        lines = (change.model_dump_json() + "\n" for change in store.changes())
+        (new / DECISIONS).write_text("".join(lines), "utf8", newline="")
         write_json(new / CONFLICTS, {"documents": dict(states), "agreement": agreement, "conflicts": conflicts})
     show(agreement, conflicts)
     msg.info(
@@ -41,7 +43,7 @@ def adjudicate(
     if conflicts:
         msg.warn(
             f"{len(conflicts)} documents wait for a decision: {folder / CONFLICTS}",
-            f"Decide each as the annotator {ADJUDICATED}, or take one annotator's word: --vars.accept <name>",
+            "Decide each on the page, tab Annotate, or take one annotator's word: --vars.accept <name>",
         )
     msg.good(f"Wrote {folder / CONFLICTS}")
 
@@ -76,9 +78,10 @@ def accept_annotator(store: Store, name: str) -> int:
                     status="annotated",
                     spans=theirs.spans,
                     comment=f"as {name} has it, revision {theirs.revision}",
-                )
+                ),
+                basis={one.annotator: one.revision for one in task.annotations},
             )
-        except ConflictError:  # somebody has begun to decide it since it was read
+        except ConflictError:  # somebody has changed it since it was read
             continue
         accepted += 1
     return accepted

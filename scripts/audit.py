@@ -25,11 +25,11 @@ from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.label_errors import Entity, Finding, rank_label_errors
 from common.records import check_run, staged, write_json
+from common.reviews import FINDINGS, LabelError, effective, is_settled
 from common.scoring import record_tags
 from common.splits import DOCUMENTS, stratify
 from common.training import find_trained, prepare
 
-FINDINGS = "label-errors.json"
 DEV = 0.1  # of the documents to learn from; they choose the best weights and calibrate the scores
 SHOWN = 10  # so many findings are printed; the file has all
 
@@ -80,10 +80,16 @@ def audit(
         ranked = rank_label_errors([one.doc for one in held], probabilities, labels)
         findings += [describe(finding, held[finding.document]) for finding in ranked]
     findings.sort(key=lambda finding: -float(finding["score"]))
+    found = len(findings)
+    if where.name == STORE:  # read after the trainings, during which people go on
+        changes = effective(open_store(folder).changes())
+        findings = [one for one in findings if not is_settled(LabelError.model_validate(one), changes)]
     with staged(folder, FINDINGS) as new:
         record = {"source": str(where), "folds": folds, "documents": len(documents), "not_judged": dict(unknown)}
         write_json(new / FINDINGS, record | {"findings": findings})
     show(findings, unknown)
+    if found > len(findings):
+        msg.info(f"Left out, because people have decided that the label is right: {found - len(findings)}")
     msg.good(f"Wrote {folder / FINDINGS}: {len(findings)} places to look at, the most probable errors first")
 
 

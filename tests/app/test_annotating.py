@@ -12,7 +12,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Dialog, Error, Locator, Page, expect
 from streamlit.testing.v1 import AppTest
 
-from common.annotations import STORE, Annotation, Document, Span, Store
+from app.annotating import CONFLICTS, LABEL_ERRORS
+from common.agreement import ADJUDICATED
+from common.annotations import STORE, Annotation, Document, Named, Span, Store
+from common.records import write_json
+from common.reviews import FINDINGS, LabelError
 from tests.app.conftest import free_port, serve_page
 from tests.conftest import ROOT, guard
 
@@ -97,6 +101,58 @@ def test_a_file_that_is_no_store_is_named(page_in: Any, tmp_path: Path) -> None:
 def test_a_long_document_has_parts(page_in: Any, tmp_path: Path) -> None:
     make_store(tmp_path / "annotate/mine", {"a": "Rain fell. " * 4000}, {})
     assert page_in(annotator="ada").number_input[0].max == 3
+
+
+def say(store: Store, document: str, annotator: str, *spans: Span) -> None:
+    store.save(Annotation(document=document, annotator=annotator, status="annotated", spans=list(spans)))
+
+
+def write_findings(run: Path, store: Store, *found: tuple[str, str, Span | None, Span | None]) -> None:
+    """Write what an audit has found: document, kind, what is annotated, and what the pipelines say."""
+    findings = []
+    for number, (document, kind, *sides) in enumerate(found):
+        text = store.tasks([document])[0].document.text
+        annotated, predicted = (side and Named(**side.model_dump(), text=text[side.start : side.end]) for side in sides)
+        fields = {"document": document, "kind": kind, "score": 0.9 - number / 10, "context": text[:60]}
+        findings.append(
+            LabelError.model_validate(fields | {"annotated": annotated, "predicted": predicted}).model_dump()
+        )
+    write_json(run / FINDINGS, {"source": "corpus/mine/train.spacy", "findings": findings})
+
+
+def test_each_kind_of_work_says_when_there_is_none(page_in: Any, tmp_path: Path) -> None:
+    make_store(tmp_path / "annotate/mine", {"a": "Rain fell."}, {})
+    assert "annotators agree" in page_in(annotator="ada", work=CONFLICTS).info[0].value
+    assert "make audit RUN=mine" in page_in(annotator="ada", work=LABEL_ERRORS).info[0].value
+
+
+def test_conflicts_and_label_errors_are_opened_from_the_address(page_in: Any, tmp_path: Path) -> None:
+    run = tmp_path / "annotate/mine"
+    store = make_store(run, {"a": "Rain fell in Tarn. " * 2000}, {})
+    spans = [Span(start=start, end=start + 4, label="LOC") for start in (13, 30_013 // 19 * 19 + 13)]
+    say(store, "a", "ada", spans[0])
+    say(store, "a", "bo", spans[1])
+    app = page_in(annotator="ada", work=CONFLICTS)
+    assert any("0 of 1 done" in element.value for element in app.text) and not app.info
+    say(store, "a", ADJUDICATED, *spans)
+    write_findings(run, store, ("a", "spurious", spans[1], None))
+    app = page_in(annotator="ada", work=LABEL_ERRORS)
+    assert any("0 of 1 findings decided" in element.value for element in app.text)
+    assert app.number_input[0].value == 2, "the part with the finding"
+    (run / FINDINGS).write_text('{"findings": 7}', "utf8")
+    assert "not as audit writes it" in page_in(annotator="ada", work=LABEL_ERRORS).error[0].value
+
+
+def test_findings_in_a_corpus_are_shown_with_the_way_to_decide_on_them(page_in: Any, tmp_path: Path) -> None:
+    elsewhere = make_store(tmp_path / "elsewhere", {"a": "Rain fell in Tarn."}, {})
+    run = tmp_path / "annotate/mine"
+    run.mkdir(parents=True)
+    write_findings(run, elsewhere, ("a", "missed", None, Span(start=13, end=17, label="LOC")))
+    app = page_in(annotator="ada")
+    assert "cannot be changed here" in app.info[0].value
+    assert app.dataframe[0].value.loc[0, ["annotated", "pipelines say"]].tolist() == ["nothing", "Tarn LOC"]
+    assert "--vars.tool docbin --vars.annotated corpus/mine/train.spacy" in app.code[0].value
+    assert list(run.iterdir()) == [run / FINDINGS], "looking makes no store"
 
 
 # In a browser
@@ -321,6 +377,12 @@ def test_the_tab_is_accessible_and_fits(
     press(page, "Space")
     expect(page.get_by_text("ship: draft, 2 to decide")).to_be_visible()
     page.screenshot(path=str(tmp_path / f"{scheme} {width}.png"), full_page=True)
+    check_layout(page)
+    page.close()
+
+
+def check_layout(page: Page) -> None:
+    """Check that nothing is beyond the window, and that axe finds nothing serious."""
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     serious = [
         (found["id"], [node["html"][:200] for node in found["nodes"]])
@@ -328,6 +390,34 @@ def test_the_tab_is_accessible_and_fits(
         if found["impact"] in ("serious", "critical")
     ]
     assert not serious
+
+
+@pytest.mark.parametrize(
+    ("work", "scheme", "width"),
+    [
+        (CONFLICTS, "light", 390),
+        pytest.param(CONFLICTS, "dark", 1280, marks=pytest.mark.slow),
+        pytest.param(LABEL_ERRORS, "light", 1280, marks=pytest.mark.slow),
+        pytest.param(LABEL_ERRORS, "dark", 390, marks=pytest.mark.slow),
+    ],
+)
+def test_reviews_are_accessible_and_fit(
+    browser: Browser, runs: Path, address: str, tmp_path: Path, work: str, scheme: Literal["light", "dark"], width: int
+) -> None:
+    store = review(runs / f"{work} {scheme} {width}")
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    open_tab(page, address, store, work=[work])
+    expect(page.get_by_role("group", name="Choices for this place").get_by_role("button")).to_have_count(2)
+    press(page, "k")
+    if work == LABEL_ERRORS:
+        expect(page.get_by_text("2. e2: spurious")).to_be_visible()
+        page.get_by_text("Log of decisions").click()
+        expect(page.get_by_test_id("stDataFrame").locator("canvas").first).to_be_visible()
+        page.get_by_label("Text to annotate").focus()
+    else:
+        expect(page.get_by_text("c1: draft, 1 to decide")).to_be_visible()
+    page.screenshot(path=str(tmp_path / f"{work} {scheme} {width}.png"), full_page=True)
+    check_layout(page)
     page.close()
 
 
@@ -403,4 +493,97 @@ def test_fifty_documents_are_corrected_by_keyboard_alone_and_a_kill_loses_nothin
     assert [words_in(store, name) for name in names] == [right for _, _, right, _ in documents]
     flagged = [name for name in names if (one := decided(store, name)) and one.flagged]
     assert flagged == names[3::5]
+    page.close()
+
+
+def review(run: Path) -> Store:
+    """Documents with conflicts, and others with labels that are probably wrong."""
+    text = "🚢 Mira Solberg left Turku at dawn for Norrvik."
+    person, place, wrong = (
+        span_of(text, words, label, None)
+        for words, label in (("Mira Solberg", "PER"), ("Turku", "LOC"), ("dawn", "PER"))
+    )
+    first, company = span_of(text, "Mira", "PER", None), span_of(text, "Norrvik", "ORG", None)
+    store = make_store(run, dict.fromkeys(("c1", "c2", "c3", "e1", "e2", "e3", "e4"), text), {})
+    for name in ("c1", "c2", "c3"):
+        say(store, name, "ada", person, place)
+        say(store, name, "bo", first, place, company)
+    say(store, "e1", "ada", person.model_copy(update={"label": "ORG"}), company)
+    say(store, "e2", "ada", person, place, wrong)
+    say(store, "e3", "ada", first)
+    say(store, "e4", "ada", person)
+    write_findings(
+        run,
+        store,
+        ("e1", "type", person.model_copy(update={"label": "ORG"}), person),
+        ("e2", "spurious", wrong, None),
+        ("e3", "boundary", first, person),
+        ("e4", "missed", None, company),
+    )
+    return store
+
+
+@pytest.mark.slow
+def test_conflicts_and_label_errors_are_decided_by_keyboard_alone_and_a_kill_loses_nothing(
+    browser: Browser, tmp_path: Path
+) -> None:
+    store = review(tmp_path / "annotate/mine")
+    port = free_port()
+    page = browser.new_page()
+    text = page.get_by_label("Text to annotate")
+    choices = page.get_by_role("group", name="Choices for this place").get_by_role("button")
+
+    def choose_work(name: str) -> None:
+        tab_to(page, page.get_by_role("radio", name="To annotate"))
+        press(page, "ArrowRight " * (1 + (name == LABEL_ERRORS)))
+        expect(page.get_by_role("radio", name=name)).to_be_checked()
+
+    with serve_page(tmp_path, port) as process:
+        page.goto(f"http://127.0.0.1:{port}/?tab=Annotate&annotator=di")
+        expect(text).to_be_visible(timeout=guard(20_000))
+        choose_work(CONFLICTS)
+        expect(page.get_by_text("c1: new, 2 to decide")).to_be_visible()
+        tab_to(page, text)
+        expect(choices).to_have_text(["ada: “Mira Solberg” PER j", "bo: “Mira” PER k"])
+        press(page, "j k Enter")
+        expect(page.get_by_text("c2: new, 2 to decide")).to_be_visible()
+        press(page, "j u Home ArrowRight k")
+        expect(text.locator(".mark").first).to_have_text("Mira")
+        expect(page.get_by_text("1 of 3 done")).to_be_visible()
+        process.kill()
+    assert words_in(store, "c1", ADJUDICATED) == [("Mira Solberg", "PER"), ("Turku", "LOC"), ("Norrvik", "ORG")]
+    assert words_in(store, "c2", ADJUDICATED) == [("Mira", "PER"), ("Turku", "LOC")]
+    press(page, "j")  # while nobody listens: nobody, of Norrvik
+    with serve_page(tmp_path, port) as process:
+        expect(page.get_by_text("c2: draft", exact=True)).to_be_visible(timeout=guard(20_000))
+        tab_to(page, text)
+        press(page, "Enter")
+        expect(page.get_by_text("c3: new, 2 to decide")).to_be_visible()
+        press(page, "Home ArrowRight Shift+ArrowRight 2 n n x Enter")
+        expect(page.get_by_text("3 of 3 done")).to_be_visible()
+        tab_to(page, page.get_by_role("radio", name=CONFLICTS))
+        press(page, "ArrowRight")
+        expect(page.get_by_text("1. e1: type, score 0.90, to decide")).to_be_visible()
+        tab_to(page, text)
+        expect(choices).to_have_text(
+            ["the pipelines say: “Mira Solberg” PER j", "keep what is annotated: “Mira Solberg” ORG k"]
+        )
+        press(page, "j")
+        expect(page.get_by_text("2. e2: spurious")).to_be_visible()
+        press(page, "k")
+        expect(page.get_by_text("3. e3: boundary")).to_be_visible()
+        process.kill()
+    assert [change.decision for change in store.changes()] == ["accepted", "kept"]
+    press(page, "j")  # while nobody listens
+    with serve_page(tmp_path, port):
+        expect(page.get_by_text("4. e4: missed")).to_be_visible(timeout=guard(20_000))
+        tab_to(page, text)
+        press(page, "Shift+ArrowLeft 2 Enter")
+        expect(page.get_by_text("4 of 4 findings decided, 2 accepted, 1 kept, 1 edited")).to_be_visible()
+        press(page, "u u")
+        expect(page.get_by_text("3. e3: boundary, score 0.70, to decide")).to_be_visible()
+    assert words_in(store, "e1", ADJUDICATED) == [("Mira Solberg", "PER"), ("Norrvik", "ORG")]
+    assert words_in(store, "e3", ADJUDICATED) == [("Mira", "PER")]
+    decisions = [change.decision for change in store.changes()]
+    assert decisions == ["accepted", "kept", "accepted", "edited", "undone", "undone"]
     page.close()

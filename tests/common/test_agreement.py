@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score  # type: ignore[import-untyped]
 
-from common.agreement import ADJUDICATED, cohens_kappa, decide, find_conflicts, measure_agreement
+from common.agreement import ADJUDICATED, cohens_kappa, decide, find_conflicts, find_places, keys, measure_agreement
 from common.annotations import Annotation, Document, Span, Task
 
 TEXT = "Mira Solberg left Turku."
@@ -74,6 +76,39 @@ def test_conflicts_name_the_spans_that_not_all_have() -> None:
             {"start": 0, "end": 12, "label": "PER", "text": "Mira Solberg", "annotators": ["ada", "cy"]},
         ],
     }
+
+
+def test_places_have_what_each_annotator_says_of_them() -> None:
+    said = task(
+        ada=("annotated", [PERSON, PLACE]),
+        bo=("annotated", [PLACE, FIRST_NAME, Span(start=5, end=12, label="PER")]),
+        cy=("annotated", [PLACE]),
+        di=("annotated", [PLACE, PERSON.model_copy(update={"source": "terms"})]),
+        eve=("draft", []),
+    )
+    agreed, (place,) = find_places(said)
+    assert agreed == [PLACE] and (place.start, place.end) == (0, 12)
+    assert [(choice.annotators, len(choice.spans)) for choice in place.choices] == [
+        (["ada", "di"], 1),
+        (["bo"], 2),
+        (["cy"], 0),
+    ]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 4), st.sampled_from("AB")), max_size=4)))
+def test_places_and_what_all_agree_on_are_all_that_anybody_says(sides: list[list[tuple[int, int, str]]]) -> None:
+    spans = [[Span(start=s, end=s + n, label=label) for s, n, label in {*side}] for side in sides]
+    said = task(**{f"a{number}": ("annotated", side) for number, side in enumerate(spans)})
+    agreed, places = find_places(said)
+    for number, annotation in enumerate(said.annotations):
+        found = list(agreed)
+        for place in places:
+            (choice,) = (one for one in place.choices if f"a{number}" in one.annotators)
+            assert all(place.start <= span.start and span.end <= place.end for span in choice.spans)
+            found += choice.spans
+        assert {(span.start, span.end, span.label) for span in found} == keys(annotation)
+    assert all(one.end <= other.start for one, other in pairwise(places))
+    assert bool(places) == (decide(said).state == "open")
 
 
 def test_agreement_is_counted_by_label_on_what_both_have_finished() -> None:

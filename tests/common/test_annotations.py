@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from common.annotations import Annotation, ConflictError, Document, Span, Store, open_store
+from common.annotations import Annotation, Change, ConflictError, Document, Span, Store, open_store
 from common.errors import StepError
 
 MIRA = Document(id="d1", text="Mira Solberg left Turku 🚢.", split="train", meta={"file": "a.txt"})
@@ -69,11 +69,44 @@ def test_annotators_do_not_overwrite_each_other(store: Store) -> None:
 
 def test_a_second_window_of_one_annotator_does_not_overwrite_the_first(store: Store) -> None:
     first = store.save(annotate(spans=[PERSON]))
-    with pytest.raises(ConflictError) as error:
+    with pytest.raises(ConflictError, match="ada has saved d1 elsewhere"):
         store.save(annotate())
-    assert error.value.saved == first
     assert store.tasks(["d1"])[0].annotations == [first]
     assert store.save(annotate(revision=first.revision)).revision == 2
+
+
+def test_what_builds_on_others_is_not_saved_when_they_have_changed(store: Store) -> None:
+    ada = store.save(annotate())
+    store.save(annotate(annotator="bo"), basis={"ada": ada.revision})
+    store.save(annotate(revision=ada.revision))
+    for basis in ({"ada": ada.revision, "bo": 1}, {"ada": 2}, {}):
+        with pytest.raises(ConflictError):
+            store.save(annotate(annotator="cy"), basis=basis)
+    assert len(store.history("d1")) == 3
+    store.save(annotate(annotator="cy"), basis={"ada": 2, "bo": 1})
+
+
+def test_the_log_has_each_decision_and_none_that_was_not_saved(store: Store) -> None:
+    words = {"start": 0, "end": 12, "label": "PER", "text": "Mira Solberg"}
+    fields = {"document": "d1", "person": "bo", "finding": "f", "kind": "missed", "start": 0, "end": 12}
+    line = Change.model_validate(fields | {"decision": "kept", "before": [words], "after": [words]})
+    store.log(line, {})
+    (kept,) = store.changes()
+    assert kept == line.model_copy(update={"number": 1, "time": kept.time}) and kept.time.endswith("+00:00")
+    for change in (line, line.model_copy(update={"number": 7})):
+        with pytest.raises(ConflictError, match="bo has saved d1"):
+            store.log(change, {})
+    accepted = line.model_copy(update={"decision": "accepted", "number": 1})
+    store.save(annotate())
+    with pytest.raises(ConflictError):
+        store.save(annotate(), {}, accepted)
+    with pytest.raises(ConflictError):
+        store.save(annotate(revision=1), {}, line)
+    assert store.changes() == [kept] and len(store.history("d1")) == 1
+    store.save(annotate(revision=1), {}, accepted)
+    with pytest.raises(ConflictError, match="ada has saved d1"):
+        store.log(line.model_copy(update={"number": 2}), {})
+    assert [one.decision for one in store.changes()] == ["kept", "accepted"]
 
 
 def test_a_span_beyond_the_text_and_an_unknown_document_are_refused(store: Store) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.agreement import ADJUDICATED, decide
-from common.annotations import STORE, Annotation, Document, Span, Store
+from common.annotations import STORE, Annotation, Change, Document, Span, Store
 from common.errors import StepError
 from common.records import made, read_json
 from scripts.adjudicate import adjudicate
@@ -55,7 +55,25 @@ def test_agreement_and_conflicts_are_told_and_written(store: Store, capsys: pyte
     output = words(capsys.readouterr().out)
     assert "'Turku' LOC (bo)" in output and "2 documents wait for a decision" in output
     assert store.path.read_bytes() == before, "who only looks changes nothing"
-    assert made(folder) == {"conflicts.json"}, "clean must not remove the annotations"
+    assert made(folder) == {"conflicts.json", "decisions.jsonl"}, "clean must not remove the annotations"
+
+
+def test_the_log_of_decisions_is_written(store: Store) -> None:
+    line = Change(
+        document="same",
+        person="bo",
+        finding="f",
+        kind="spurious",
+        decision="kept",
+        start=18,
+        end=23,
+        before=[],
+        after=[],
+    )
+    store.log(line, {"ada": 1, "bo": 1})
+    adjudicate(store.path.parent)
+    (written,) = (store.path.parent / "decisions.jsonl").read_text("utf8").splitlines()
+    assert [Change.model_validate_json(written)] == store.changes()
 
 
 def test_one_annotator_s_word_decides_what_is_open_and_the_history_keeps_all(store: Store) -> None:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from spacy.tokens import Doc
 
-from common.annotations import STORE, Annotation, Document, Span, Store
+from common.annotations import STORE, Annotation, Change, Document, Span, Store
 from common.errors import StepError
 from common.records import read_json
+from common.reviews import judge, read_label_errors
 from scripts import audit as step
 from scripts.audit import audit, read_labelled
+from scripts.gather import gather
+from scripts.import_annotations import import_annotations
 from tests.conftest import ROOT, words, write_corpus
 
 CONFIG = ROOT / "configs" / "bert.cfg"
@@ -83,6 +86,27 @@ def test_each_document_is_judged_by_a_pipeline_that_has_not_seen_it(
     assert store.path.read_bytes() == before, "only people change annotations"
 
 
+def test_a_label_that_somebody_has_kept_is_not_found_again(
+    store: Store, pipelines: Pipelines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = store.path.parent
+    line = Change(
+        document="d5",
+        person="bo",
+        finding="of another audit",
+        kind="missed",
+        decision="kept",
+        start=11,
+        end=16,
+        before=[],
+        after=[],
+    )
+    store.log(line, {"ada": 1})
+    audit(CONFIG, folder, tmp_path / "corpus", tmp_path, tmp_path, folds=3)
+    assert read_json(folder / "label-errors.json")["findings"] == []
+    assert "decided that the label is right: 1" in words(capsys.readouterr().out)
+
+
 def test_a_corpus_without_a_store_is_judged_too(tiny_corpus: Path, pipelines: Pipelines, tmp_path: Path) -> None:
     audit(CONFIG, tmp_path / "mine", tiny_corpus, tmp_path, tmp_path, folds=2)
     findings = read_json(tmp_path / "mine/label-errors.json")["findings"]
@@ -93,6 +117,26 @@ def test_a_corpus_without_a_store_is_judged_too(tiny_corpus: Path, pipelines: Pi
     }
     (boundary,) = (one for one in findings if one["kind"] == "boundary")
     assert boundary["annotated"]["text"] == "Mira Solberg" and boundary["predicted"]["text"] == "Mira"
+
+
+def test_a_corpus_is_brought_into_a_store_and_judged_there(
+    tiny_corpus: Path, pipelines: Pipelines, tmp_path: Path
+) -> None:
+    folder, train = tmp_path / "mine", tiny_corpus / "train.spacy"
+    before, _ = read_labelled(folder, tiny_corpus)
+    gather(folder, str(train), test_share=0)
+    import_annotations(folder, [train], "docbin", annotator="corpus")
+    after, source = read_labelled(folder, tiny_corpus)
+    assert source == folder / STORE
+    assert [entities(one.doc) for one in after] == [entities(one.doc) for one in before]
+    audit(CONFIG, folder, tiny_corpus, tmp_path, tmp_path, folds=2)
+    _, findings = read_label_errors(folder)
+    tasks = {task.document.id: task for task in Store(folder / STORE).tasks()}
+    assert findings and {judge(one, tasks[one.document], []).state for one in findings} == {"open"}
+
+
+def entities(doc: Doc) -> list[tuple[str, str]]:
+    return [(ent.text, ent.label_) for ent in doc.ents]
 
 
 def test_labels_of_one_fold_are_counted_and_not_judged(
