@@ -7,18 +7,18 @@ RUN ?= conll2003
 # More variables, which come before those of the run's file: VARS="--vars.seed 1"
 VARS ?=
 STEP := $(BIN)/python -m scripts.run
-STEPS := gather prelabel select export-tasks import-annotations adjudicate split audit download convert explore debug teach train assemble evaluate analyze concepts package verify report reference
+STEPS := gather prelabel select export-tasks import-annotations adjudicate split audit download convert explore debug teach train assemble evaluate analyze concepts compare package verify report reference
 PORT ?= 8000
 WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all distill $(STEPS) experiments document clean app serve bench bench-full ablation curve test test-slow check
+.PHONY: quickstart all distill continue $(STEPS) experiments document clean app serve bench bench-full ablation curve continuing test test-slow check
 
 quickstart: .venv/installed
 	$(STEP) all quickstart
 
-all distill $(STEPS) clean: .venv/installed
+all distill continue $(STEPS) clean: .venv/installed
 	$(STEP) $@ $(RUN) $(VARS)
 
 app experiments document: .venv/installed
@@ -39,6 +39,9 @@ ablation: .venv/installed-bench
 
 curve: .venv/installed-bench .venv-peers/installed
 	$(STEP) curve $(RUN) $(VARS)
+
+continuing: .venv/installed-bench
+	$(STEP) continuing $(RUN) $(VARS)
 
 # The fast tests, some minutes
 test: .venv/installed

@@ -154,6 +154,7 @@ _READ_BY: dict[str, set[str]] = {
     "senter": set(),
     "tagger": set(),
     "bert_ner_v2": {"token.is_sent_start", "doc.ents"},
+    "bert_ner_chunker_v1": {"token.is_sent_start"},
     "bert_ner_concepts_v2": {"token.is_sent_start", "token.tag", "doc.ents"},
     "doc_cleaner": set(),
 }

@@ -7,8 +7,6 @@ therefore goes on where it was.
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,10 +24,11 @@ from benchmarks.contenders import huggingface
 from benchmarks.harness import PIPELINE, choose, machine
 from common.corpora import split_sentences
 from common.errors import StepError, main
+from common.models import train_aside
 from common.records import SPLITS, code_digest, digest, made, read_json, record_inputs, write_json, writes
 from common.scoring import create_examples, measure, predict
 from common.statistics import bootstrap, f_score, interval
-from common.training import find_trained, prepare
+from common.training import prepare
 
 OURS, USUAL = "ours", "usual fine-tune"
 VARIANTS: dict[str, dict[str, Any]] = {  # overrides of the training config
@@ -161,32 +160,6 @@ def write_variant(config: Path, overrides: dict[str, Any], path: Path) -> Path:
     made(path.parent, path.name)
     load_config(config, overrides=overrides, interpolate=False).to_disk(path)
     return path
-
-
-def train_aside(
-    provenance: dict[str, Any], config: Path, folder: Path, corpus: Path, encoder: Path, **options: Any
-) -> Path:
-    """Find a trained model, or train it in a process of its own, beside the folder's model-best, which stays.
-
-    provenance (dict[str, Any]): The inputs of the model, as `prepare` gives them.
-    config (Path): Training config.
-    folder (Path): Folder of the run.
-    corpus (Path): Folder with train.spacy and dev.spacy.
-    encoder (Path): Folder of the encoder.
-    **options (Any): Other options of `train`.
-    RETURNS (Path): The model.
-    RAISES (StepError): If the training fails.
-    """
-    if model := find_trained(folder, provenance):
-        return model
-    command = [sys.executable, "-m", "scripts.train", str(config), str(folder), "--aside"]
-    for name, value in {"corpus": corpus, "encoder": encoder, **options}.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    if subprocess.run(command).returncode:
-        raise StepError(f"The training of {config} failed.", "See above. What is done is kept: run the same again.")
-    model = find_trained(folder, provenance)
-    assert model
-    return model
 
 
 def score_model(model: Path, corpus: Path) -> dict[str, Any]:

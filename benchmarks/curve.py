@@ -27,7 +27,7 @@ from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
-from benchmarks.ablation import OURS, USUAL, USUAL_SETTINGS, score_usual, train_aside
+from benchmarks.ablation import OURS, USUAL, USUAL_SETTINGS, score_usual
 from benchmarks.contenders import explosion, huggingface, span_marker
 from benchmarks.harness import PIPELINE, Worker, choose, find_python, machine
 from common import scoring
@@ -35,8 +35,9 @@ from common.corpora import read_docs, split_sentences
 from common.errors import StepError, main
 from common.figures import Figures, save_figures, scale_log
 from common.formatting import describe_threshold, tabulate_curve
+from common.models import TAUGHT, train_aside
 from common.records import SPLITS, code_digest, digest, read_json, record_inputs, sha256, write_json, writes
-from common.training import EVALUATIONS, FEWEST_STEPS, TAUGHT, prepare
+from common.training import EVALUATIONS, FEWEST_STEPS, prepare
 
 SIZES = "10,25,50,100,200,all"
 SCORED = ("dev", "test")

@@ -1,13 +1,14 @@
 """The reader of the corpus, and the batcher that varies the training examples in each epoch.
 
-spaCy's registry gets the reader `bert_ner.Corpus.v2`, the callback `bert_ner.RemoveTaggerWithoutTags.v1` and the
-batcher `bert_ner.AugmentingBatcher.v1`. A wheel does without this file, since only a training needs it.
+spaCy's registry gets the reader `bert_ner.Corpus.v2`, the callback `bert_ner.RemoveUnannotated.v1` and the batcher
+`bert_ner.AugmentingBatcher.v1`. A wheel does without this file, since only a training needs it.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from spacy.language import Language
 from spacy.tokens import Doc, Span, Token
 from spacy.training import Corpus, Example
 from spacy.util import registry
+
+CHUNKS = "chunks"  # where chunks stand in `doc.spans`; in that group a span without a label says that they are unknown
+UNKNOWN = -2
 
 
 @registry.readers("bert_ner.Corpus.v2")  # type: ignore[untyped-decorator,unused-ignore]
@@ -43,21 +47,28 @@ def create_corpus(path: Path, sentence_starts: bool) -> Callable[[Language], Ite
     return read_with_sentence_starts
 
 
-@registry.callbacks("bert_ner.RemoveTaggerWithoutTags.v1")  # type: ignore[untyped-decorator,unused-ignore]
-def create_tagger_remover(path: Path) -> Callable[[Language], Language]:
-    """Remove the tagger before a pipeline is initialised if the corpus has no parts of speech to train it on.
+# What a document must have so that a component can learn from it. The others learn from all corpora.
+NEEDED: dict[str, Callable[[Doc], bool]] = {
+    "tagger": lambda doc: bool(doc.has_annotation("TAG")),
+    "chunker": lambda doc: bool(doc.spans.get(CHUNKS)),
+}
+
+
+@registry.callbacks("bert_ner.RemoveUnannotated.v1")  # type: ignore[untyped-decorator,unused-ignore]
+def create_remover(path: Path) -> Callable[[Language], Language]:
+    """Remove, before a pipeline is initialised, the components that a corpus has nothing for: tagger and chunker.
 
     path (Path): A .spacy file, or a folder of such files.
     RETURNS (Callable[[Language], Language]): The callback.
     """
 
-    def remove_tagger(nlp: Language) -> Language:
-        examples = Corpus(path)(nlp)
-        if "tagger" in nlp.pipe_names and not any(example.reference.has_annotation("TAG") for example in examples):
-            nlp.remove_pipe("tagger")
+    def remove_unannotated(nlp: Language) -> Language:
+        for name, has_annotation in NEEDED.items():
+            if name in nlp.pipe_names and not any(has_annotation(example.reference) for example in Corpus(path)(nlp)):
+                nlp.remove_pipe(name)
         return nlp
 
-    return remove_tagger
+    return remove_unannotated
 
 
 @registry.batchers("bert_ner.AugmentingBatcher.v1")  # type: ignore[untyped-decorator,unused-ignore]
@@ -133,20 +144,39 @@ def cut_example(example: Example) -> list[Example]:
         return [example]
     cut = [Example(*(doc[a:b].as_doc() for doc in (example.predicted, example.reference))) for a, b in pieces]
     for piece, (a, b) in zip(cut, pieces, strict=True):
-        _carry_targets(example.reference, piece.reference, np.arange(a, b))
+        _carry(example.reference, piece.reference, np.arange(a, b), number_chunks(example.reference)[a:b])
     return cut
 
 
-def _carry_targets(old: Doc, new: Doc, rows: np.ndarray) -> None:
-    """Give a changed document the targets that the entity recogniser learns from, where the original has some.
+def number_chunks(doc: Doc) -> np.ndarray:
+    """Number the chunks of a document: for each token that of its chunk, (tokens,), int; -1 where there is none."""
+    numbers = np.full(len(doc), -1)
+    for number, chunk in enumerate(doc.spans.get(CHUNKS, [])):
+        numbers[chunk.start : chunk.end] = number
+    return numbers
 
-    old, new (Doc): The original and the changed document. `user_data["tag_targets"]` has the probabilities of the tags,
-        (tokens, tags); a token with a row of zeros is learnt from its annotation instead.
+
+def _carry(old: Doc, new: Doc, rows: np.ndarray, chunks: np.ndarray) -> None:
+    """Give a changed document those targets and chunks of the original that the attributes of tokens do not hold.
+
+    old, new (Doc): The original and the changed document. `user_data["tag_targets"]` has the probabilities of the tags
+        that the entity recogniser learns, (tokens, tags); a token with a row of zeros is learnt from its annotation
+        instead.
     rows (np.ndarray): For each token of the changed document the same token of the original, or -1 for a new token.
+    chunks (np.ndarray): For each token of the changed document the number of its chunk in the original, -1 where there
+        is none, or UNKNOWN.
     """
     targets = old.user_data.get("tag_targets")
     if targets is not None:
         new.user_data["tag_targets"] = np.concatenate((targets, np.zeros_like(targets[:1])))[rows]
+    if CHUNKS in old.spans:
+        labels = {number: chunk.label_ for number, chunk in enumerate(old.spans[CHUNKS])} | {UNKNOWN: ""}
+        edges = np.flatnonzero(np.diff(chunks, prepend=-1, append=-1))
+        new.spans[CHUNKS] = [
+            Span(new, int(start), int(end), labels[chunks[start]])
+            for start, end in pairwise(edges)
+            if chunks[start] != -1
+        ]
 
 
 # The names of a corpus by label, and by whether all of them have small letters.
@@ -179,21 +209,25 @@ def rename(example: Example, names: Names) -> Example:
 
     example (Example): The example.
     names (Names): The names to choose from, which include those of the example.
-    RETURNS (Example): The copy, with tags, sentence starts and entities. A token of another name is learnt from these.
+    RETURNS (Example): The copy, with tags, sentence starts, entities and chunks. A token of another name is learnt from
+        these. A chunk goes on to hold what stands in the place of a name, if both names lie in one chunk; if not, the
+        chunks of this place are unknown.
     """
     doc = example.reference
+    numbers, unknown = number_chunks(doc), {UNKNOWN}
     keys = [(ent.label_, ent.text.lower()) for ent in doc.ents]
     small = {key for key, ent in zip(keys, doc.ents, strict=True) if not ent.text.isupper()}
     chosen = {
         key: random.choice(names[key[0], key in small]) if random.random() < 1 / 3 else None
         for key in dict.fromkeys(keys)
     }
-    # word, space, tag, sentence start, entity, number in the original
-    tokens: list[tuple[str, bool, str, bool | None, str | None, int]] = []
+    # word, space, tag, sentence start, entity, number in the original, number of the chunk
+    tokens: list[tuple[str, bool, str, bool | None, str | None, int, int]] = []
 
     def keep(token: Token) -> None:
         iob = {"": None, "O": "O"}.get(token.ent_iob_, f"{token.ent_iob_}-{token.ent_type_}")
-        tokens.append((token.text, bool(token.whitespace_), token.tag_, token.is_sent_start, iob, token.i))
+        chunk = int(numbers[token.i])
+        tokens.append((token.text, bool(token.whitespace_), token.tag_, token.is_sent_start, iob, token.i, chunk))
 
     end = 0
     for key, ent in zip(keys, doc.ents, strict=True):
@@ -201,27 +235,35 @@ def rename(example: Example, names: Names) -> Example:
             keep(token)
         end = ent.end
         name = chosen[key]
+        chunk, *others = set(numbers[ent.start : ent.end].tolist())
+        if name is not None and (others or chunk < 0 or not _is_in_one_chunk(name)):
+            unknown |= {chunk, *others} - {-1}
+            chunk = UNKNOWN
         for i, token in enumerate(ent if name is None else name):
             if name is None:
                 keep(token)
                 continue
             word = token.text.upper() if ent.text.isupper() else token.text
             space = bool((ent[-1] if i + 1 == len(name) else token).whitespace_)
-            tokens.append(
-                (word, space, token.tag_, False if i else ent[0].is_sent_start, f"{'I' if i else 'B'}-{key[0]}", -1)
-            )
+            start = False if i else ent[0].is_sent_start
+            tokens.append((word, space, token.tag_, start, f"{'I' if i else 'B'}-{key[0]}", -1, chunk))
     for token in doc[end:]:
         keep(token)
-    columns: list[list[Any]] = [list(column) for column in zip(*tokens, strict=True)] or [[]] * 6
-    words, spaces, tags, starts, ents, rows = columns
+    columns: list[list[Any]] = [list(column) for column in zip(*tokens, strict=True)] or [[]] * 7
+    words, spaces, tags, starts, ents, rows, chunks = columns
     given = starts if example.predicted.has_annotation("SENT_START") else None
     renamed = Doc(doc.vocab, words=words, spaces=spaces, sent_starts=starts, tags=tags, ents=ents)
-    _carry_targets(doc, renamed, np.array(rows, dtype=int))
+    found = np.array(chunks, dtype=int)
+    _carry(doc, renamed, np.array(rows, dtype=int), np.where(np.isin(found, [*unknown]), UNKNOWN, found))
     return Example(Doc(doc.vocab, words=words, spaces=spaces, sent_starts=given), renamed)
 
 
+def _is_in_one_chunk(name: Span) -> bool:
+    return any(c.start <= name.start and name.end <= c.end and c.label for c in name.doc.spans.get(CHUNKS, []))
+
+
 def recase(doc: Doc, case: Callable[[str], str]) -> Doc:
-    """Copy a document with its words in another case, and the same annotation of tokens and entities, and targets.
+    """Copy a document with its words in another case, and the same annotation, chunks and targets included.
 
     doc (Doc): The document.
     case (Callable[[str], str]): Puts a word in the other case, such as `str.lower`.
@@ -230,5 +272,5 @@ def recase(doc: Doc, case: Callable[[str], str]) -> Doc:
     words, spaces = [case(token.text) for token in doc], [bool(token.whitespace_) for token in doc]
     attributes: list[int | str] = ["TAG", "POS", "SENT_START", "ENT_IOB", "ENT_TYPE"]
     recased: Doc = Doc(doc.vocab, words=words, spaces=spaces).from_array(attributes, doc.to_array(attributes))
-    _carry_targets(doc, recased, np.arange(len(doc)))
+    _carry(doc, recased, np.arange(len(doc)), number_chunks(doc))
     return recased

@@ -1,13 +1,14 @@
-"""The named entity recogniser and its decoder.
+"""The named entity recogniser, the chunker, and the decoder of both.
 
-spaCy's registry gets the factory `bert_ner_v2`. A wheel of the pipeline has a copy of this file.
+spaCy's registry gets the factories `bert_ner_v2` and `bert_ner_chunker_v1`. A wheel of the pipeline has a copy of this
+file.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from spacy.language import Language
@@ -18,23 +19,24 @@ from spacy.vocab import Vocab
 from thinc.api import Model
 from thinc.types import Floats2d
 
+CHUNKS = "chunks"  # where chunks stand in `doc.spans`
 SMALLEST = 1e-30  # a lower probability counts as this one, so that logarithms stay finite
 
 
-def _register_factory(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register the factory, unless a wheel with the same file has: spaCy refuses a second factory of one name."""
-    if Language.has_factory("bert_ner_v2"):
-        return function
-    return Language.factory(
-        "bert_ner_v2",
-        assigns=["doc.ents", "token.ent_iob", "token.ent_type", "span._.score"],
-        default_config={"scorer": {"@scorers": "spacy.ner_scorer.v1"}},
-        default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
-        func=function,
-    )
+def _register_factory(name: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a factory, unless a wheel with the same file has: spaCy refuses a second factory of one name."""
+    if Language.has_factory(name):
+        return lambda function: function
+    register: Callable[[Callable[..., Any]], Callable[..., Any]] = Language.factory(name, **options)
+    return register
 
 
-@_register_factory
+@_register_factory(
+    "bert_ner_v2",
+    assigns=["doc.ents", "token.ent_iob", "token.ent_type", "span._.score"],
+    default_config={"scorer": {"@scorers": "spacy.ner_scorer.v1"}},
+    default_score_weights={"ents_f": 1.0, "ents_p": 0.0, "ents_r": 0.0, "ents_per_type": None},
+)
 def create_entity_recognizer(
     nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]], scorer: Callable[..., Any] | None
 ) -> BiluoEntityRecognizer:
@@ -47,6 +49,31 @@ def create_entity_recognizer(
     RETURNS (BiluoEntityRecognizer): The component.
     """
     return BiluoEntityRecognizer(nlp.vocab, model, name, scorer)
+
+
+@_register_factory(
+    "bert_ner_chunker_v1",
+    assigns=["doc.spans"],
+    default_config={"scorer": {"@scorers": "spacy.spancat_scorer.v1"}},
+    default_score_weights={
+        f"spans_{CHUNKS}_f": 1.0,
+        f"spans_{CHUNKS}_p": 0.0,
+        f"spans_{CHUNKS}_r": 0.0,
+        f"spans_{CHUNKS}_per_type": None,
+    },
+)
+def create_chunker(
+    nlp: Language, name: str, model: Model[list[Doc], list[Floats2d]], scorer: Callable[..., Any] | None
+) -> BiluoChunker:
+    """Make a BiluoChunker.
+
+    nlp (Language): The pipeline.
+    name (str): The name of the component.
+    model (Model[list[Doc], list[Floats2d]]): A model such as `bert_ner.SoftmaxHead.v1`.
+    scorer (Callable | None): Computes the scores of the component, by default as for spaCy's `spancat`.
+    RETURNS (BiluoChunker): The component.
+    """
+    return BiluoChunker(nlp.vocab, model, name, scorer)
 
 
 class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
@@ -79,7 +106,7 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of entities, sorted."""
+        """The labels of spans, sorted."""
         return tuple(self.cfg["labels"])
 
     @property
@@ -106,13 +133,13 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         labels (Iterable[str] | None): All labels, or None for those of the examples.
         RAISES (ValueError): If there is no label.
         """
-        validate_get_examples(get_examples, "BiluoEntityRecognizer.initialize")
+        validate_get_examples(get_examples, f"{type(self).__name__}.initialize")
         examples = list(get_examples())
         if labels is None:
-            labels = {ent.label_ for example in examples for ent in example.reference.ents}
+            labels = {span.label_ for example in examples for span in self.read_spans(example.reference)}
         self.cfg["labels"] = sorted(labels)
         if not self.labels:
-            raise ValueError(f"The corpus has no entity to train {self.name!r} on.")
+            raise ValueError(f"The corpus has nothing to train {self.name!r} on.")
         docs = [example.x for example in examples[:10]]
         tags = [self.model.ops.alloc2f(len(doc), len(self.tags)) for doc in docs]
         self.model.initialize(X=docs, Y=tags)
@@ -127,6 +154,19 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         if not any(map(len, docs)):
             return [np.zeros((0, len(self.tags)), dtype="float32") for _ in docs]
         return [self.model.ops.to_numpy(probabilities) for probabilities in self.model.predict(docs)]
+
+    def read_spans(self, doc: Doc) -> Iterable[Span]:
+        """Read what the component learns from an annotated document: its entities."""
+        return cast(Iterable[Span], doc.ents)
+
+    def read_gold(self, example: Example) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Read what is to be learnt of the predicted tokens of an example.
+
+        example (Example): The example.
+        RETURNS (tuple[np.ndarray, np.ndarray, np.ndarray]): The numbers of the gold tags, (tokens,), int, with -1 where
+            there is none. Then the tokens that learn probabilities instead, (n,), int, and these, (n, tags), float.
+        """
+        return _number_tags(example, self.labels), *_align_targets(example)
 
     def set_annotations(self, docs: Iterable[Doc], scores: list[np.ndarray]) -> None:
         """Set the entities and their scores. No entity crosses the start of a sentence.
@@ -158,7 +198,7 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         RETURNS (list[np.ndarray]): For each document (tokens, tags), float32. White space has the tag O.
         """
         posteriors = []
-        words, starts = _find_sequences(docs := list(docs), [np.zeros(len(doc), dtype=bool) for doc in docs])
+        words, starts = _find_sequences(list(docs))
         found, _ = find_posteriors([array[word] for array, word in zip(scores, words, strict=True)], starts)
         for array, word, posterior in zip(scores, words, found, strict=True):
             posteriors.append(np.eye(1, array.shape[1], dtype="float32").repeat(len(array), 0))
@@ -169,7 +209,7 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         """Compute how improbable the gold sequences are among all legal ones: the sum of -log of their probabilities.
 
         A token without annotation may have any tag: its posterior stands in the place of its gold tag. White space is
-        left out. A sentence starts nowhere inside a gold entity.
+        left out. A sentence starts nowhere inside a gold span.
 
         Where a reference has probabilities of tags for a token, as `teach` gives them, these are learnt instead of the
         annotated tag: `user_data["tag_targets"]`, (tokens, tags), in which a row of zeros says that there are none. To
@@ -182,26 +222,23 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
             logits, (tokens, tags).
         """
         examples = list(examples)
-        validate_examples(examples, "BiluoEntityRecognizer.get_loss")
+        validate_examples(examples, f"{type(self).__name__}.get_loss")
         docs = [example.predicted for example in examples]
         probabilities = [self.model.ops.to_numpy(array) for array in scores]
-        words, starts = _find_sequences(docs, [np.zeros(len(doc), dtype=bool) for doc in docs])
-        gold = [_number_tags(example, self.labels) for example in examples]
-        for numbers, word, start in zip(gold, words, starts, strict=True):
+        words, starts = _find_sequences(docs)
+        gold = [self.read_gold(example) for example in examples]
+        for (numbers, *_), word, start in zip(gold, words, starts, strict=True):
             start[(numbers[word] > 0) & np.isin(numbers[word] % 4, (2, 3))] = False
         posteriors, loss = find_posteriors(
             [array[word] for array, word in zip(probabilities, words, strict=True)], starts
         )
         gradients = []
-        for example, array, numbers, word, posterior in zip(
-            examples, probabilities, gold, words, posteriors, strict=True
-        ):
+        for array, (numbers, soft, rows), word, posterior in zip(probabilities, gold, words, posteriors, strict=True):
             found = np.zeros_like(array)
             found[word] = posterior
             targets = found.copy()
             annotated = np.flatnonzero((numbers >= 0) & word)
             targets[annotated] = np.eye(array.shape[1], dtype="float32")[numbers[annotated]]
-            soft, rows = _align_targets(example)
             if len(soft):
                 targets[soft] = rows
             targets[~word] = 0
@@ -241,6 +278,44 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         return float(temperature)
 
 
+class BiluoChunker(BiluoEntityRecognizer):
+    """Predicts chunks, `doc.spans["chunks"]`: phrases that hold no other phrase, none of which overlaps another one.
+
+    They are found, and learnt, as entities are. They have no score, because spaCy keeps the attributes of spans by
+    their places, and an entity may stand in the place of a chunk. In a document without `doc.spans["chunks"]`, nobody
+    knows the chunks; nor of those tokens that are in a span of this group without a label.
+
+    vocab, model, name, scorer: As for `BiluoEntityRecognizer`.
+    """
+
+    def __init__(
+        self, vocab: Vocab, model: Model[list[Doc], list[Floats2d]], name: str, scorer: Callable[..., Any] | None
+    ) -> None:
+        super().__init__(vocab, model, name, scorer)
+        self.cfg["spans_key"] = CHUNKS  # for the scorer
+
+    def read_spans(self, doc: Doc) -> Iterable[Span]:
+        """Read what the component learns from an annotated document: its chunks."""
+        return cast(Iterable[Span], doc.spans.get(CHUNKS, []))
+
+    def read_gold(self, example: Example) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Read what is to be learnt of the predicted tokens of an example, as `BiluoEntityRecognizer.read_gold`."""
+        return _number_chunk_tags(example, self.labels), *_NO_TARGETS
+
+    def set_annotations(self, docs: Iterable[Doc], scores: list[np.ndarray]) -> None:
+        """Set the chunks. No chunk crosses the start of a sentence.
+
+        docs (Iterable[Doc]): The documents.
+        scores (list[np.ndarray]): The probabilities that `predict` gave for them.
+        """
+        docs = list(docs)
+        for doc, predicted in zip(docs, find_spans_of(docs, scores), strict=True):
+            doc.spans[CHUNKS] = [Span(doc, start, end, self.labels[label]) for start, end, label, _ in predicted]
+
+
+_NO_TARGETS = np.zeros(0, dtype=int), np.zeros((0, 0), dtype="float32")
+
+
 def _align_targets(example: Example) -> tuple[np.ndarray, np.ndarray]:
     """Find the targets of tokens. A token that the reference splits, or has as a part of another one, gets none.
 
@@ -249,7 +324,7 @@ def _align_targets(example: Example) -> tuple[np.ndarray, np.ndarray]:
     """
     targets = example.reference.user_data.get("tag_targets")
     if targets is None:
-        return np.zeros(0, dtype=int), np.zeros((0, 0), dtype="float32")
+        return _NO_TARGETS
     there, back = example.alignment.x2y, example.alignment.y2x
     alone = np.flatnonzero(there.lengths == 1)
     same = there.data[(np.cumsum(there.lengths) - 1)[alone]]
@@ -286,6 +361,34 @@ def _number_tags(example: Example, labels: Sequence[str]) -> np.ndarray:
     return numbered.astype("int32")
 
 
+def _number_chunk_tags(example: Example, labels: Sequence[str]) -> np.ndarray:
+    """Number the gold tags of the predicted tokens by the chunks of the reference, as `_number_tags` by its entities.
+
+    There is no gold tag where the chunks are unknown, where a chunk has an unknown label, and where a chunk does not
+    begin and end with tokens of the predicted document.
+    """
+    doc, predicted = example.reference, example.predicted
+    if CHUNKS not in doc.spans:
+        return np.full(len(predicted), -1, dtype="int32")
+    chunks = list(doc.spans[CHUNKS])
+    numbers = np.zeros(len(predicted), dtype="int32")
+    if not np.array_equal(doc.to_array("ORTH"), predicted.to_array("ORTH")):
+        for chunk in chunks:
+            numbers[example.alignment.y2x[chunk.start : chunk.end]] = -1
+        chunks = example.get_aligned_spans_y2x(chunks, allow_overlap=False)
+    first = {label: 4 * i + 1 for i, label in enumerate(labels)}  # the number of its B
+    for chunk in chunks:
+        begin = first.get(chunk.label_)
+        if begin is None:
+            numbers[chunk.start : chunk.end] = -1
+        elif len(chunk) == 1:
+            numbers[chunk.start] = begin + 3
+        else:
+            numbers[chunk.start : chunk.end] = begin + 1
+            numbers[chunk.start], numbers[chunk.end - 1] = begin, begin + 2
+    return numbers
+
+
 def _is_taken(doc: Doc) -> np.ndarray:
     """Tell for each token whether it is in an entity already or blocked: (tokens,), bool."""
     return np.isin(doc.to_array("ENT_IOB"), (1, 3))
@@ -295,16 +398,24 @@ Entity = tuple[int, int, int, float]  # first token, token after the last, numbe
 
 
 def find_entities_of(docs: list[Doc], probabilities: list[np.ndarray]) -> list[list[Entity]]:
-    """Find the entities of documents, none of which crosses the start of a sentence.
+    """Find the entities of documents, as `find_spans_of` does, where the entities that they have leave room."""
+    return find_spans_of(docs, probabilities, [_is_taken(doc) for doc in docs])
+
+
+def find_spans_of(
+    docs: list[Doc], probabilities: list[np.ndarray], taken: list[np.ndarray] | None = None
+) -> list[list[Entity]]:
+    """Find the entities or the chunks of documents, none of which crosses the start of a sentence.
 
     White space is left out of the sequences, since the encoder sees nothing of it: an entity may have such a token
     inside, but not at its ends. Tokens that are taken are left out too, and no entity overlaps or encloses them.
 
     docs (list[Doc]): The documents, with sentence starts.
     probabilities (list[np.ndarray]): The probabilities of the tags of each document, (tokens, tags), float.
+    taken (list[np.ndarray] | None): For each document (tokens,), bool: the tokens that are taken; None if none is.
     RETURNS (list[list[Entity]]): The entities of each document, in order.
     """
-    words, starts = _find_sequences(docs, [_is_taken(doc) for doc in docs])
+    words, starts = _find_sequences(docs, taken)
     predicted = find_entities([array[word] for array, word in zip(probabilities, words, strict=True)], starts)
     places = [np.flatnonzero(word).tolist() for word in words]
     return [
@@ -313,14 +424,18 @@ def find_entities_of(docs: list[Doc], probabilities: list[np.ndarray]) -> list[l
     ]
 
 
-def _find_sequences(docs: list[Doc], taken: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _find_sequences(
+    docs: list[Doc], taken: list[np.ndarray] | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Find the tokens that get a tag, and those among them to which no entity goes on.
 
     docs (list[Doc]): The documents, with sentence starts.
-    taken (list[np.ndarray]): For each document (tokens,), bool: the tokens that get none, besides white space.
+    taken (list[np.ndarray] | None): For each document (tokens,), bool: the tokens that get none, besides white space;
+        None if all others get one.
     RETURNS (tuple[list[np.ndarray], list[np.ndarray]]): For each document (tokens,), bool, which tokens get a tag; and
         of these (tagged tokens,), bool, which ones start a sentence or follow a token that is taken.
     """
+    taken = taken or [np.zeros(len(doc), dtype=bool) for doc in docs]
     words = [(doc.to_array("IS_SPACE") == 0) & ~mask for doc, mask in zip(docs, taken, strict=True)]
     starts = [(doc.to_array("SENT_START") == 1) | mask for doc, mask in zip(docs, taken, strict=True)]
     for start, word in zip(starts, words, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import spacy
@@ -23,7 +23,8 @@ from common.corpora import find_entity_texts, iob_tags
 from common.statistics import calibration_error, find_threshold, match_entities
 
 CONDITIONS = ("predicted_sentences", "gold_sentences", "lower", "upper", "raw")
-SCORES = ("ents_p", "ents_r", "ents_f", "ents_per_type", "sents_f", "tag_acc")
+SPANS = tuple(f"{prefix}_{score}" for prefix in ("ents", "spans_chunks") for score in ("p", "r", "f", "per_type"))
+SCORES = (*SPANS, "sents_f", "tag_acc")
 MIN_PRECISION = 0.97  # the threshold of the score that gives at least this precision is chosen on dev
 
 Keep = Callable[[str, str, list[Example], list[np.ndarray]], None]
@@ -49,6 +50,7 @@ def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, 
     results: dict[str, dict[str, Any]] = {"dev": {}, "test": {}}
     shipped: list[Example] = []
     recorded = Recorded()
+    chunks: list[np.ndarray] = []
     threshold = 1.0
     seen = find_entity_texts(corpus / "train.spacy")
     with tqdm.tqdm(total=len(CONDITIONS) * len(results), desc="scoring", unit="pass", disable=None) as bar:
@@ -56,10 +58,10 @@ def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, 
             for condition in CONDITIONS:
                 examples = list(create_examples(nlp, corpus / f"{split}.spacy", condition))
                 if condition == "gold_sentences":  # the text is that of the pass before
-                    decode_again(nlp, examples, shipped, recorded.probabilities)
+                    decode_again(nlp, examples, shipped, {"ner": recorded.probabilities, "chunker": chunks})
                     result[condition] = score_annotated(nlp, examples)
                 else:
-                    with record_tags(nlp) as recorded:
+                    with record_tags(nlp) as recorded, _record_chunks(nlp) as chunks:
                         result[condition] = score_text(nlp, examples) if condition == "raw" else score(nlp, examples)
                 if condition == "predicted_sentences":
                     shipped = examples
@@ -100,19 +102,42 @@ def record_tags(nlp: Language) -> Iterator[Recorded]:
     YIELDS (Recorded): To its lists the documents of the block are added.
     """
     recognizer: Any = nlp.get_pipe("ner")
-    predict_tags, recorded = recognizer.predict, Recorded()
+    recorded = Recorded()
 
-    def predict_and_record(docs: Any) -> list[np.ndarray]:
-        probabilities: list[np.ndarray] = predict_tags(docs)
+    def record(docs: list[Doc], probabilities: list[np.ndarray]) -> None:
         recorded.probabilities.extend(probabilities)
         recorded.posteriors.extend(recognizer.find_posteriors(docs, probabilities))
+
+    with _watch(recognizer, record):
+        yield recorded
+
+
+@contextmanager
+def _record_chunks(nlp: Language) -> Iterator[list[np.ndarray]]:
+    """Record the probabilities that the component `chunker` predicts during the block, if the pipeline runs one."""
+    recorded: list[np.ndarray] = []
+    if "chunker" not in nlp.pipe_names:
+        yield recorded
+        return
+    with _watch(nlp.get_pipe("chunker"), lambda _, probabilities: recorded.extend(probabilities)):
+        yield recorded
+
+
+@contextmanager
+def _watch(component: Any, see: Callable[[list[Doc], list[np.ndarray]], None]) -> Iterator[None]:
+    """Call `see` with the documents and the probabilities of each `predict` of a component during the block."""
+    predict = component.predict
+
+    def predict_and_show(docs: Any) -> list[np.ndarray]:
+        probabilities: list[np.ndarray] = predict(docs)
+        see(docs, probabilities)
         return probabilities
 
-    recognizer.predict = predict_and_record
+    component.predict = predict_and_show
     try:
-        yield recorded
+        yield
     finally:
-        del recognizer.predict  # the method of the class is there again
+        del component.predict  # the method of the class is there again
 
 
 def create_examples(nlp: Language, path: Path, condition: str) -> Iterator[Example]:
@@ -138,8 +163,8 @@ def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:
 
     nlp (Language): The pipeline.
     examples (list[Example]): Their predicted docs are replaced.
-    RETURNS (dict[str, Any]): SCORES by name: precision, recall and F1 of entities, overall and by label; F1 of
-        sentences; accuracy of part-of-speech tags. None where the pipeline or the corpus lacks something.
+    RETURNS (dict[str, Any]): SCORES by name: precision, recall and F1 of entities and of chunks, overall and by label;
+        F1 of sentences; accuracy of part-of-speech tags. None where the pipeline or the corpus lacks something.
     """
     predict(nlp, examples)
     return score_annotated(nlp, examples)
@@ -152,22 +177,24 @@ def score_annotated(nlp: Language, examples: list[Example]) -> dict[str, Any]:
 
 
 def decode_again(
-    nlp: Language, examples: list[Example], annotated: list[Example], probabilities: list[np.ndarray]
+    nlp: Language, examples: list[Example], annotated: list[Example], probabilities: dict[str, list[np.ndarray]]
 ) -> None:
     """Annotate documents whose sentence starts are given, from what was predicted for the same words without them.
 
-    Of all that is predicted, only the boundaries of entities and of sentences depend on these starts.
+    Of all that is predicted, only the boundaries of entities, chunks and sentences depend on these starts.
 
     nlp (Language): The pipeline.
     examples (list[Example]): Their predicted docs have sentence starts, and are annotated.
     annotated (list[Example]): The same documents, whose predicted docs the pipeline has annotated.
-    probabilities (list[np.ndarray]): What it gave for them, as `record_tags` records it.
+    probabilities (dict[str, list[np.ndarray]]): What components gave for them, by name, as `record_tags` records it.
+        Those that the pipeline does not run do not count.
     """
-    recognizer: Any = nlp.get_pipe("ner")
     docs = [example.predicted for example in examples]
     for doc, other in zip(docs, annotated, strict=True):
         doc.from_array(["TAG"], other.predicted.to_array(["TAG"]))
-    recognizer.set_annotations(docs, probabilities)
+    for name, component in nlp.pipeline:
+        if name in probabilities:
+            cast(Any, component).set_annotations(docs, probabilities[name])
 
 
 def predict(nlp: Language, examples: list[Example]) -> None:

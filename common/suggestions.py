@@ -1,4 +1,7 @@
-"""Suggest spans for documents: by a pipeline of any origin, and by a list of terms and patterns."""
+"""Suggest spans for documents: by a pipeline of any origin, and by a list of terms and patterns.
+
+Tags and chunks come along where a pipeline has them. Nobody decides on them: they fill the columns of the corpus.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import spacy
 from spacy.language import Language
+from spacy.tokens import Doc
 
-import bert_ner  # noqa: F401 (registers what a trained pipeline names)
+from bert_ner.corpus import CHUNKS  # which registers what a trained pipeline names
 from common.alignment import create_tokenizer
 from common.annotations import Span
 from common.errors import StepError
@@ -19,8 +23,24 @@ from common.records import digest, read_json
 
 STANZA = "stanza:"  # before a language, names the pipeline that Stanza has for it
 
-# Finds the spans in each of some texts
-Finder = Callable[[list[str]], Iterator[list[Span]]]
+WORDS = "words"  # in a document's meta: its words, as `Found` has them
+Word = tuple[int, int, str, str]  # first character and the one after the last, tag, chunk in IOB2
+
+
+class Found(NamedTuple):
+    """What is found in a text.
+
+    spans (list[Span]): The suggestions.
+    words (tuple[Word, ...]): Its words with part of speech and chunk, empty where the pipeline does not have them.
+        No words if it has neither.
+    """
+
+    spans: list[Span]
+    words: tuple[Word, ...] = ()
+
+
+# Finds something in each of some texts
+Finder = Callable[[list[str]], Iterator[Found]]
 
 
 def load_pipeline(name: str) -> Language:
@@ -41,7 +61,7 @@ def load_pipeline(name: str) -> Language:
 
 
 def find_by_pipeline(name: str) -> tuple[str, Finder]:
-    """Make a finder of the entities that a pipeline finds.
+    """Make a finder of the entities that a pipeline finds, and of its tags and chunks.
 
     name (str): As `load_pipeline` takes it, or `stanza:<language>` for Stanza, whose models must be on the disk.
     RETURNS (tuple[str, Finder]): What the spans have as their source, with the version of the pipeline, and the finder.
@@ -50,6 +70,8 @@ def find_by_pipeline(name: str) -> tuple[str, Finder]:
     if name.startswith(STANZA):
         return _find_by_stanza(name.removeprefix(STANZA))
     nlp = load_pipeline(name)
+    if "chunker" in nlp.disabled:
+        nlp.enable_pipe("chunker")
     trained = read_json(Path(name) / "provenance.json").get("inputs")  # says more than a version before `package`
     source = f"{nlp.lang}_{nlp.meta['name']}-{digest(trained) if trained else nlp.meta['version']}"
     return source, _find_by(nlp, source)
@@ -98,10 +120,10 @@ def _read_patterns(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _find_by(nlp: Language, source: str) -> Finder:
-    def find(texts: list[str]) -> Iterator[list[Span]]:
+    def find(texts: list[str]) -> Iterator[Found]:
         with nlp.memory_zone():  # without it the vocabulary would grow for ever
             for doc in nlp.pipe(texts):
-                yield [
+                spans = [
                     Span(
                         start=ent.start_char,
                         end=ent.end_char,
@@ -111,8 +133,22 @@ def _find_by(nlp: Language, source: str) -> Finder:
                     )
                     for ent in doc.ents
                 ]
+                yield Found(spans, _find_words(doc))
 
     return find
+
+
+def _find_words(doc: Doc) -> tuple[Word, ...]:
+    if not doc.has_annotation("TAG") and CHUNKS not in doc.spans:
+        return ()
+    chunks = ["O" if CHUNKS in doc.spans else ""] * len(doc)
+    for chunk in doc.spans.get(CHUNKS, []):
+        chunks[chunk.start : chunk.end] = [f"B-{chunk.label_}", *[f"I-{chunk.label_}"] * (len(chunk) - 1)]
+    return tuple(
+        (token.idx, token.idx + len(token), token.tag_, chunk)
+        for token, chunk in zip(doc, chunks, strict=True)
+        if not token.is_space
+    )
 
 
 def _find_by_stanza(language: str) -> tuple[str, Finder]:
@@ -126,10 +162,10 @@ def _find_by_stanza(language: str) -> tuple[str, Finder]:
         ) from error
     source = f"stanza_{language}-{stanza.__version__}"
 
-    def find(texts: list[str]) -> Iterator[list[Span]]:
+    def find(texts: list[str]) -> Iterator[Found]:
         for text in texts:
             ents = nlp(text).ents
-            yield [Span(start=ent.start_char, end=ent.end_char, label=ent.type, source=source) for ent in ents]
+            yield Found([Span(start=ent.start_char, end=ent.end_char, label=ent.type, source=source) for ent in ents])
 
     return source, find
 

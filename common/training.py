@@ -1,4 +1,7 @@
-"""What decides the weights of a model: settings that follow from corpus and encoder, provenance, calibration."""
+"""What decides the weights of a model: settings that follow from corpus and encoder, provenance, calibration.
+
+A training that goes on from a trained pipeline begins with the weights that `enlarge` gives it.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,25 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import spacy
 from spacy.util import minibatch, registry
-from thinc.api import Config
+from thinc.api import Config, Model
 from transformers import AutoConfig
 
 import bert_ner
 from bert_ner.corpus import find_pieces
 from bert_ner.encoder import CASES
 from common.corpora import find_entity_texts, read_docs
-from common.errors import StepError
-from common.records import code_digest, digest, read_json, sha256
+from common.models import TAUGHT_DEV, find_taught, load_trained
+from common.records import code_digest, sha256
+from common.settings import find_settings, read_number, read_overrides
 
-BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
-TAUGHT = "taught"  # train.spacy with what teachers say of it, and texts of which only they say something
 EPOCHS = 4
 HEAD_RATE = 1e-3  # the learning rate of layers that start from random weights, whatever the encoder
 FEWEST_STEPS = 400  # a small corpus is trained on for more epochs until there are so many
@@ -46,46 +49,32 @@ def prepare(
     batch_words: str = "auto",
     seed: int = 0,
     train_on: str = "train",
+    start: Path | None = None,
+    overrides: str = "",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settle from what a model is trained, before it is trained.
 
-    config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on: As the command `train` takes them.
+    config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on, start, overrides: As the command `train`
+        takes them.
     RETURNS (tuple[dict[str, Any], dict[str, Any]]): The `inputs` of the model's provenance, which identify it: hashes
-        of config, code, encoder and corpus, the teachers and their texts, and the settings. Then the overrides of the
-        config, by dotted name.
-    RAISES (StepError): If a setting is neither "auto" nor a number above 0, or if there is no such corpus.
+        of config, code, encoder and corpus, the teachers and their texts, the settings, and a hash of the pipeline that
+        the training goes on from. Then the overrides of the config, by dotted name.
+    RAISES (StepError): If a setting is none, or has a value that it cannot have, or if there is no such corpus.
     """
-    taught = find_taught(corpus, train_on)
-    overrides = derive(config, corpus / f"{train_on}.spacy", encoder, epochs, learn_rate, batch_words)
-    overrides |= {"system.seed": seed, "paths.dev": str(corpus / "dev.spacy")}
+    taught = find_taught(corpus, train_on, start)
+    dev = corpus / f"{TAUGHT_DEV if taught and start else 'dev'}.spacy"
+    settings = derive(config, corpus / f"{train_on}.spacy", encoder, epochs, learn_rate, batch_words)
+    settings |= read_overrides(overrides, find_settings(config, settings))
+    settings |= {"system.seed": seed, "paths.dev": str(dev)}
+    if start:  # which has its components already
+        settings = {key: value for key, value in settings.items() if not key.startswith("components.")}
     inputs = identify_recipe(config) | {
         "encoder": sha256(encoder),
-        "corpus": {"train": sha256(corpus / f"{train_on}.spacy"), "dev": sha256(corpus / "dev.spacy")},
-        "settings": {key: value for key, value in overrides.items() if not key.startswith("paths.")},
+        "corpus": {"train": sha256(corpus / f"{train_on}.spacy"), "dev": sha256(dev)},
+        "settings": {key: value for key, value in settings.items() if not key.startswith("paths.")},
+        **({"start": sha256(start)} if start else {}),
     }
-    return inputs | taught, overrides
-
-
-def find_taught(corpus: Path, train_on: str) -> dict[str, Any]:
-    """Find whose probabilities of tags a training learns.
-
-    corpus (Path): Folder with train.spacy and, if teachers have annotated it, taught.spacy and taught.json.
-    train_on (str): As the command `train` takes it.
-    RETURNS (dict[str, Any]): Nothing for "train". For "taught", `taught`: a digest of each of the `teachers` and a hash
-        of each of the `texts`, as `teach` recorded them.
-    RAISES (StepError): If `train_on` is neither, or if the teachers have not annotated the present train.spacy.
-    """
-    if train_on == "train":
-        return {}
-    if train_on != TAUGHT:
-        raise StepError(f"train_on is {train_on!r}.", f"It is train, or {TAUGHT} for a run with teachers.")
-    inputs = read_json(corpus / f"{TAUGHT}.json").get("inputs", {})
-    if not (corpus / f"{TAUGHT}.spacy").exists() or inputs.get("train") != sha256(corpus / "train.spacy"):
-        raise StepError(
-            f"{corpus} has no {TAUGHT}.spacy that was made from its present train.spacy.",
-            "Run teach first; make distill RUN=<run> runs it and all that follows.",
-        )
-    return {TAUGHT: {name: inputs[name] for name in ("teachers", "texts")}}
+    return inputs | taught, settings
 
 
 def identify_recipe(config: Path) -> dict[str, Any]:
@@ -112,7 +101,7 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     config (Path): The training config; its batcher counts the steps.
     train (Path): The training corpus.
     encoder (Path): Folder with a config.json.
-    epochs, learn_rate, batch_words (str): Numbers, or "auto".
+    epochs, learn_rate, batch_words (str): Numbers, "auto", or multiples of that: "auto*0.5".
     RETURNS (dict[str, Any]): Overrides of the config, by dotted name.
     RAISES (StepError): If a setting is neither "auto" nor a number above 0.
     """
@@ -121,14 +110,14 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     architecture, settings = AutoConfig.from_pretrained(encoder), Config().from_disk(config)
     width = architecture.hidden_size  # whatever it is called in the encoder's config.json
     most = 750 if width < 768 else 500
-    size = max(1, int(_number("batch_words", batch_words, min(most, max(300, words // 25)))))
+    size = max(1, int(read_number("batch_words", batch_words, min(most, max(300, words // 25)))))
     batcher = settings["training"]["batcher"]["batcher"] | {"size": size}
     steps = sum(1 for _ in registry.resolve({"batcher": batcher})["batcher"](docs))
-    passes = _number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
+    passes = read_number("epochs", epochs, max(EPOCHS, math.ceil(FEWEST_STEPS / steps)))
     evaluations = min(EVALUATIONS, math.ceil(passes))
     every = math.ceil(passes * steps / evaluations)
     total = every * evaluations  # spaCy evaluates at multiples of `every`, and shall evaluate the last step
-    rate = _number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
+    rate = read_number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
     case = settings["components"]["transformer"]["model"]["case"]
     told = case and getattr(architecture, "type_vocab_size", 0) in (2, CASES)
     return {
@@ -145,26 +134,58 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     }
 
 
-def _number(name: str, value: str, auto: float) -> float:
-    try:
-        number = auto if value == "auto" else float(value)
-    except ValueError:
-        number = 0
-    if not 0 < number < math.inf:
-        raise StepError(f"{name} is {value!r}, neither auto nor a number above 0.", f"For example: --vars.{name} auto")
-    return number
+def enlarge(start: Path, train: Path, seed: int, folder: Path) -> None:
+    """Write a trained pipeline that can learn the labels, parts of speech and chunks of another corpus too.
 
+    Its encoder, features and heads are as before. A new tag gets a row in the last layer of its head. Before the first
+    step, all old tags have the same probabilities as ever, in relation to each other.
 
-def find_trained(folder: Path, inputs: dict[str, Any]) -> Path | None:
-    """Find the finished model with these inputs among the models of a run.
-
-    folder (Path): The folder of the run.
-    inputs (dict[str, Any]): As `prepare` gives them.
-    RETURNS (Path | None): The model's folder, or None if there is none.
+    start (Path): The trained pipeline.
+    train (Path): The .spacy file to train on.
+    seed (int): For the rows of new tags.
+    folder (Path): Where to write the pipeline.
+    RAISES (StepError): If `start` is no pipeline of this project.
     """
-    name = digest(inputs)
-    models = (folder / BEST, folder / f"{BEST}-{name}", folder / f"unfinished-{name}" / BEST)
-    return next((model for model in models if read_json(model / "provenance.json").get("inputs") == inputs), None)
+    nlp, docs, random = load_trained(start), read_docs(train), np.random.default_rng(seed)
+    for name in [name for name in ("ner", "chunker") if name in nlp.component_names]:
+        pipe: Any = nlp.get_pipe(name)
+        old = pipe.tags
+        pipe.cfg["labels"] = sorted({*pipe.labels, *(span.label_ for doc in docs for span in pipe.read_spans(doc))})
+        enlarge_head(pipe.model, old, pipe.tags, random)
+    if "tagger" in nlp.pipe_names:
+        tagger: Any = nlp.get_pipe("tagger")
+        old = list(tagger.labels)
+        tagger.cfg["labels"] = sorted({*old, *(token.tag_ for doc in docs for token in doc if token.tag_)})
+        enlarge_head(tagger.model, old, tagger.cfg["labels"], random)
+        for tag in tagger.cfg["labels"]:
+            nlp.vocab.strings.add(tag)
+    nlp.to_disk(folder)
+
+
+def enlarge_head(model: Model[Any, Any], old: Sequence[str], new: Sequence[str], random: np.random.Generator) -> None:
+    """Give a head an output for each of some tags. Those that it had keep their weights, wherever they stand now.
+
+    The temperature of the softmax becomes 1, as training expects, and the weights make up for it.
+
+    model (Model[Any, Any]): A model such as `bert_ner.SoftmaxHead.v1`, which is changed.
+    old (Sequence[str]): The tags of its outputs.
+    new (Sequence[str]): The tags that it shall have, in their order: all of `old`, and perhaps others.
+    random (np.random.Generator): Draws the weights of the others, as those of a new head are drawn.
+    """
+    softmax = model.get_ref("softmax")
+    numbers = {tag: number for number, tag in enumerate(new)}
+    rows = [numbers[tag] for tag in old]
+    width, temperature = softmax.get_dim("nI"), softmax.attrs["softmax_temperature"]
+    weights, bias = random.uniform(-(width**-0.5), width**-0.5, (len(new), width)), np.zeros(len(new))
+    weights[rows] = softmax.ops.to_numpy(softmax.get_param("W")) / temperature
+    bias[rows] = softmax.ops.to_numpy(softmax.get_param("b")) / temperature
+    for name in ("W", "b"):
+        softmax.set_param(name, None)  # thinc changes no dimension of a layer that has weights
+    for node in (model, *model.layers[-1].walk()):
+        node.set_dim("nO", len(new), force=True)
+    softmax.set_param("W", softmax.ops.asarray2f(weights))
+    softmax.set_param("b", softmax.ops.asarray1f(bias))
+    softmax.attrs["softmax_temperature"] = 1.0
 
 
 def calibrate(model: Path, train: Path, dev: Path) -> float:

@@ -35,9 +35,10 @@ def assemble(
 
 
 def extend(config: Config, model: Path) -> Config:
-    """A config with the components of a trained pipeline before its own, which may have no tagger.
+    """A config with the components of a trained pipeline before its own, which may have no tagger
+    or chunker.
 
-    config (Config): With components of its own.
+    config (Config): With components of its own, and with the names of those that the assembled pipeline has disabled.
     model (Path): The trained pipeline.
     RETURNS (Config): The config, with language, batch size and tokenizer of the trained pipeline, and with the
         sections that say how it was trained.
@@ -46,7 +47,8 @@ def extend(config: Config, model: Path) -> Config:
     own = config["components"]
     names = [name for name in trained["nlp"]["pipeline"] if name not in own]
     config.update({section: trained[section] for section in ("paths", "system", "corpora", "training")})
-    config["nlp"] = trained["nlp"] | {"pipeline": [*names, *own]}
+    disabled = [name for name in config["nlp"]["disabled"] if name in names]
+    config["nlp"] = trained["nlp"] | {"pipeline": [*names, *own], "disabled": disabled}
     config["components"] = {name: {"source": str(model)} for name in names} | own
     return config
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -24,11 +22,12 @@ from common.corpora import CONTEXT, read_docs
 from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.label_errors import Entity, Finding, rank_label_errors
+from common.models import train_aside
 from common.records import check_run, staged, write_json
 from common.reviews import FINDINGS, LabelError, effective, is_settled
 from common.scoring import record_tags
 from common.splits import DOCUMENTS, stratify
-from common.training import find_trained, prepare
+from common.training import prepare
 
 DEV = 0.1  # of the documents to learn from; they choose the best weights and calibrate the scores
 SHOWN = 10  # so many findings are printed; the file has all
@@ -156,16 +155,7 @@ def train_on(
             docs = (one.doc for one, part in zip(documents, parts, strict=True) if part == number)
             DocBin(store_user_data=True, docs=docs).to_disk(Path(corpus, f"{split}.spacy"))
         inputs, _ = prepare(config, Path(corpus), encoder, **options)
-        if model := find_trained(training, inputs):
-            return model
-        command = [sys.executable, "-m", "scripts.train", str(config), str(training), "--aside"]
-        for name, value in {"corpus": corpus, "encoder": encoder, "gpu_id": gpu_id, **options}.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
-        failed = subprocess.run(command).returncode
-    model = find_trained(training, inputs)
-    if failed or not model:
-        raise StepError("The training of a fold failed.", "See above. What is done is kept: run the same again.")
-    return model
+        return train_aside(inputs, config, training, Path(corpus), encoder, gpu_id=gpu_id, **options)
 
 
 def predict(model: Path, docs: list[Doc]) -> tuple[list[np.ndarray], list[str]]:

@@ -18,7 +18,7 @@ from common.records import SPLITS, claim, read_json, sha256, staged, write_json,
 
 
 def make_doc(vocab: Vocab, document: Document) -> Doc:
-    """A Doc with sentence starts, entities, `token.tag_`, and the chunks in `doc.spans["chunks"]`.
+    """A Doc with sentence starts, entities, `token.tag_`, and the chunks in `doc.spans["chunks"]`, if these are known.
 
     The files do not tell where spaces were: the Doc says so (`has_unknown_spaces`), and spaCy keeps its tokens.
     """
@@ -30,8 +30,8 @@ def make_doc(vocab: Vocab, document: Document) -> Doc:
         sent_starts=[i == 0 for sentence in document for i in range(len(sentence))],
         ents=[token.entity for token in tokens],
     )
-    starts = [i for i, token in enumerate(tokens) if token.chunk.startswith("B-")]
-    if starts:
+    if any(token.chunk for token in tokens):
+        starts = [i for i, token in enumerate(tokens) if token.chunk.startswith("B-")]
         doc.spans["chunks"] = SpanGroup(doc, name="chunks", spans=[_span(doc, tokens, start) for start in starts])
     return doc
 

@@ -38,6 +38,7 @@ SHIPPED = [
     "test F1 (gold sentences)",
     "sentences F1",
     "part of speech",
+    "chunks F1",
     "training",
     "wheel",
 ]
@@ -274,7 +275,7 @@ def tabulate_results(runs: list[Run]) -> str:
                 ),
                 run.mark("test", percent(test["ents_f"])),
                 run.mark("evaluation", percent(evaluation["test"]["gold_sentences"]["ents_f"])),
-                *(run.mark("test", percent(test.get(key))) for key in ("sents_f", "tag_acc")),
+                *(run.mark("test", percent(test.get(key))) for key in ("sents_f", "tag_acc", "spans_chunks_f")),
                 run.mark("evaluation", f"{trained['seconds'] / 60:.0f} min on {trained['device']}"),
                 run.mark("package", f"{package['bytes'] / 1e6:.0f} MB"),
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -52,7 +53,9 @@ ENCODER_FILES = (
 )
 
 
-@writes("folder", *(f"{split}.conll" for split in SPLITS), "corpus.json", "encoder", "encoder.json")
+@writes(
+    "folder", *(f"{split}.conll" for split in SPLITS), "corpus.json", "encoder", "encoder.json", "start", "start.json"
+)
 def download(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, for the three .conll files and encoder/")],
     source: Annotated[str, typer.Option(help="hub, sample, or a folder with the corpus")],
@@ -64,8 +67,9 @@ def download(
     sample: Annotated[Path, typer.Option(help="Folder of the sample corpus", exists=True)],
     encoder_requirements: Annotated[Path, typer.Option(help="It pins the small encoder", exists=True)],
     layers: Annotated[str, typer.Option(help="all, or the encoder's layers to keep, from 0: 0,2,4")] = "all",
+    start: Annotated[str, typer.Option(help="A pipeline to go on from: a folder, a wheel or an installed name")] = "",
 ) -> None:
-    """Get the corpus and the encoder of a run, unless they are there."""
+    """Get the corpus and the encoder of a run, and the pipeline that it goes on from, unless they are there."""
     if folder.resolve() == sample.resolve():
         raise StepError(f"{folder} is the sample corpus itself.", "Choose another name for this run with --vars.run.")
     if source == "sample":
@@ -73,7 +77,10 @@ def download(
     expected = read_json(reference) if corpus_name == "conll2003" else {}
     claim(folder, "corpus.json")
     get_corpus(folder, source, corpus_name, hub_datasets.split(","), expected, sample)
-    get_encoder(folder, encoder, encoder_revision, encoder_requirements, layers)
+    if start and layers != "all":
+        raise StepError("A run that goes on from a pipeline keeps all its layers.", "Leave out layers, or start.")
+    get_start(folder, start)
+    get_encoder(folder, str(folder / "start") if start else encoder, encoder_revision, encoder_requirements, layers)
 
 
 def get_corpus(
@@ -161,6 +168,63 @@ def get_encoder(folder: Path, encoder: str, revision: str, package: Path, layers
         with _renewed(folder, ["encoder"], "encoder.json", origin) as new:
             _copy_encoder(stored / "encoder", new / "encoder", _link)
     msg.good(f"{folder}: encoder {wanted['encoder']}")
+
+
+def get_start(folder: Path, start: str) -> None:
+    """Make `folder`'s start/, a copy of the pipeline that the run goes on from, and start.json, its origin.
+
+    folder (Path): The folder of the run. Without a pipeline to go on from, start/ is removed.
+    start (str): The pipeline, as `find_pipeline` takes it, or nothing.
+    RAISES (StepError): If there is no pipeline of this project, or if it was made by this run.
+    """
+    if not start:
+        (folder / "start.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "start", ignore_errors=True)
+        return
+    from common.models import load_trained
+
+    if Path(start).resolve().parent.name == folder.name:
+        raise StepError(
+            f"{start} is a model of the run {folder.name} itself: each training would make another one necessary.",
+            "Choose another name for the run that goes on from it: --vars.run",
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        pipeline = find_pipeline(start, Path(temporary))
+        wanted = {"start": Path(start).name, "digest": sha256(pipeline)}
+        if _present(folder, "start.json", wanted):
+            msg.good(f"{folder}: the pipeline to go on from is there")
+            return
+        load_trained(pipeline)
+        with _renewed(folder, ["start"], "start.json", wanted) as new:
+            shutil.copytree(pipeline, new / "start")
+    msg.good(f"{folder}: goes on from {start}")
+
+
+def find_pipeline(name: str, temporary: Path) -> Path:
+    """Find the data of a trained pipeline.
+
+    name (str): Its folder, a wheel with it, or the name of an installed package. No code of a package is run.
+    temporary (Path): An empty folder, in which a wheel is unpacked.
+    RETURNS (Path): The folder with its config.cfg.
+    RAISES (StepError): If there is none.
+    """
+    path, places = Path(name), []
+    if path.is_dir():
+        places = [path]
+    elif path.suffix == ".whl" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as wheel:
+            wheel.extractall(temporary)
+        places = [*temporary.glob("*/*/")]
+    elif name.isidentifier() and (package := importlib.util.find_spec(name)):
+        places = [place for folder in package.submodule_search_locations or () for place in Path(folder).glob("*/")]
+    found = [place for place in places if (place / "config.cfg").is_file()]
+    if len(found) != 1:
+        raise StepError(
+            f"{name} is no trained pipeline.",
+            "A pipeline to go on from is a folder such as training/<run>/model-best, the wheel of a package, or the "
+            "name of a package that is installed, such as en_bert_ner.",
+        )
+    return found[0]
 
 
 def _present(folder: Path, record: str, wanted: dict[str, Any]) -> bool:

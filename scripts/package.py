@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from thinc.api import Config
 from wasabi import msg
 
 from common.errors import StepError, main
+from common.forgetting import find_lost
 from common.formatting import calibration_summary, interval_text, percent
 from common.records import made, read_json, staged, write_json, writes
 from common.wheels import Weights
@@ -43,6 +45,15 @@ SOURCES: dict[str, dict[str, str]] = {
         "license": "Apache-2.0",
     },
 }
+
+
+class Forgetting(StrEnum):
+    """What becomes of a pipeline that has forgotten something of what the one knew that it went on from."""
+
+    refuse = "refuse"
+    accept = "accept"
+
+
 CARD = """# {package}
 
 {description}
@@ -55,7 +66,7 @@ doc = nlp("My name is Wolfgang and I live in Berlin.")
 print([(ent.text, ent.label_, ent._.score) for ent in doc.ents])
 print([(span.text, span.label_) for span in doc.spans["concepts"]])  # actors, factors, mechanisms, by rules
 ```
-
+{disabled}
 Version {version}. Components: {components}. Labels: {labels}.
 
 ## Scores on the test set
@@ -67,8 +78,8 @@ Version {version}. Components: {components}. Labels: {labels}.
 An entity is correct if exactly its span and label are. `spacy evaluate` gives these scores; the pipeline finds the
 sentences itself, and the intervals come from resampling documents. With the sentence boundaries of the corpus, as in
 the literature, F1 is {gold_f}; with all words in lower case it is {lower_f}, in upper case {upper_f}, and from raw text
-{raw_f}. F1 of sentences is {sents_f}.{tag_acc} The entity tags of {token_accuracy} of the tokens are correct, with a
-loss of {token_loss:.3f}.
+{raw_f}. F1 of sentences is {sents_f}.{tag_acc}{chunks_f} The entity tags of {token_accuracy} of the tokens are
+correct, with a loss of {token_loss:.3f}.
 
 `ent._.score`, above 0 and at most 1, is the probability that exactly this span and label is correct. Its expected
 calibration error is {calibration_error:.3f}. {summary}
@@ -91,6 +102,11 @@ training with unseen ones. The licences of what it was made from ({licenses}) bi
 Errors on test: {errors}.
 """
 
+CHUNKS = """
+To find noun phrases, verb phrases and other chunks too, call `nlp.enable_pipe("chunker")`; `doc.spans["chunks"]` has
+them then.
+"""
+
 
 @writes("packages", "pipeline")
 def package(
@@ -102,6 +118,7 @@ def package(
     license: Annotated[str, typer.Option(help="Licence of the package, or auto: what corpus and encoder allow")],
     weights: Annotated[Weights, typer.Option(help="How the encoder's weights are saved")],
     requirements: Annotated[Path, typer.Option(help="What the project needs, as pip reads it", exists=True)],
+    forgetting: Annotated[Forgetting, typer.Option(help="Of a label that a pipeline before knew")] = Forgetting.refuse,
 ) -> None:
     """Copy a pipeline, and add description, licence, sources, scores and a model card."""
     if not re.fullmatch(r"[a-zA-Z0-9_]+", name) or not re.fullmatch(r"[0-9a-zA-Z.+!]+", version):
@@ -113,9 +130,14 @@ def package(
     test, evaluation, analysis = (read_json(metrics / f"{name}.json") for name in ("test", "evaluation", "analysis"))
     if not (test and evaluation and analysis):
         raise StepError(f"{metrics} lacks test.json, evaluation.json or analysis.json.", "Run evaluate and analyze.")
+    trained_from = evaluation["training"].get("inputs", {})
+    if "start" in trained_from and forgetting is Forgetting.refuse:
+        check_forgetting(metrics, evaluation)
     corpus, encoder = (SOURCES.get(evaluation[key], {"name": evaluation[key]}) for key in ("corpus", "encoder"))
     sources = [corpus, encoder]
-    if "taught" in evaluation["training"].get("inputs", {}):
+    if "start" in trained_from:
+        sources.append({"name": "the pipeline that it goes on from"})  # whose corpus nobody knows here
+    elif "taught" in trained_from:
         sources.append({"name": "its teachers"})  # who were trained on a corpus that nobody knows here
     allowed = find_license(license, *sources)
     with staged(packages / "pipeline") as folder:
@@ -144,6 +166,34 @@ def package(
     shutil.rmtree(place / "build", ignore_errors=True)  # else files of an earlier pipeline get into the wheel
     (place / "setup.cfg").write_text(f"[options]\npython_requires = {PYTHON}\n", encoding="utf8")
     msg.good(f"Prepared {packages / 'pipeline'}")
+
+
+def check_forgetting(metrics: Path, evaluation: dict[str, Any]) -> None:
+    """Make sure that a pipeline has kept the labels of the one that it went on from.
+
+    metrics (Path): With comparison.json.
+    evaluation (dict[str, Any]): As the step evaluate writes it.
+    RAISES (StepError): If F1 of a label has dropped on test by more than chance explains, if test has no entity of a
+        label, or if nobody has compared the pipelines.
+    """
+    comparison = read_json(metrics / "comparison.json")
+    if comparison.get("inputs", {}).get("model") != evaluation["inputs"]["model"]:
+        raise StepError(f"{metrics} has no comparison.json of this pipeline.", "Run compare: make compare RUN=<run>")
+    test = comparison["test"]
+    lost, unknown = find_lost(test)
+    problems = []
+    for label in lost:
+        row = test[label]
+        before, after, low, high = (percent(share) for share in (row["before"], row["after"], *row["interval"]))
+        problems.append(f"{label} had {before} before and has {after} now (the change is {low} to {high})")
+    if unknown:
+        problems.append(f"of {', '.join(unknown)} test has no entity, so that nobody knows")
+    if problems:
+        raise StepError(
+            f"The pipeline may have forgotten what it knew before. F1 on test: {'; '.join(problems)}.",
+            "Add documents with these labels to train and test, or more texts for rehearsal (--vars.texts). "
+            "To package it as it is: --vars.forgetting accept",
+        )
 
 
 def halve(folder: Path) -> None:
@@ -212,6 +262,7 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any],
         package=f"en_{meta['name']}",
         version=meta["version"],
         description=meta["description"],
+        disabled=CHUNKS if "chunker" in meta["disabled"] else "",
         components=", ".join(meta["pipeline"]),
         labels=", ".join(sorted(meta["labels"]["ner"])),
         label_rows=_rows(
@@ -237,6 +288,7 @@ def card(meta: dict[str, Any], test: dict[str, Any], evaluation: dict[str, Any],
         summary=calibration_summary(scores),
         sents_f=percent(test.get("sents_f")),
         tag_acc=f" The accuracy of part-of-speech tags is {percent(test['tag_acc'])}." if test.get("tag_acc") else "",
+        chunks_f=f" F1 of chunks is {percent(test['spans_chunks_f'])}." if test.get("spans_chunks_f") else "",
         corpus=corpus["name"],
         encoder=encoder["name"],
         licenses="; ".join(

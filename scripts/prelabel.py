@@ -1,4 +1,4 @@
-"""Suggest spans for the documents that nobody has annotated yet."""
+"""Suggest spans for the documents that nobody has annotated yet; tags and chunks come along."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from common.annotations import Span, Store, Task, open_store
 from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.records import writes
-from common.suggestions import Finder, drop_overlaps, find_by_patterns, find_by_pipeline, parse_labels, rename
+from common.suggestions import (
+    WORDS,
+    Finder,
+    Word,
+    drop_overlaps,
+    find_by_patterns,
+    find_by_pipeline,
+    parse_labels,
+    rename,
+)
 from common.texts import LONGEST
 
 BATCH = 32  # documents that are saved at once
@@ -70,7 +79,9 @@ def prelabel(
 
 
 def suggest(store: Store, tasks: list[Task], finders: dict[str, Finder], wanted: dict[str, str]) -> list[Span]:
-    """Save what is found in documents, and take away what other sources suggested for them.
+    """Save what is found in documents, and take away what was found in them before.
+
+    The tags and chunks that the first finder with some has found are kept with the document, for the corpus.
 
     store (Store): The store.
     tasks (list[Task]): The documents.
@@ -83,10 +94,20 @@ def suggest(store: Store, tasks: list[Task], finders: dict[str, Finder], wanted:
     for batch in tqdm.tqdm(batches, "suggesting", unit="batch", disable=None):
         texts = [task.document.text for task in batch]
         taken: list[list[Span]] = [[] for _ in batch]
+        words: list[tuple[Word, ...]] = [()] * len(batch)
         for source, find in finders.items():
-            spans = [drop_overlaps(rename(new, wanted), old) for new, old in zip(find(texts), taken, strict=True)]
-            taken = [[*old, *new] for old, new in zip(taken, spans, strict=True)]
-            store.suggest(source, {task.document.id: new for task, new in zip(batch, spans, strict=True)})
+            new = list(find(texts))
+            spans = [drop_overlaps(rename(one.spans, wanted), old) for one, old in zip(new, taken, strict=True)]
+            words = [old or one.words for one, old in zip(new, words, strict=True)]
+            taken = [[*old, *more] for old, more in zip(taken, spans, strict=True)]
+            store.suggest(source, {task.document.id: more for task, more in zip(batch, spans, strict=True)})
+        store.describe(
+            {
+                task.document.id: {WORDS: rows}
+                for task, rows in zip(batch, words, strict=True)
+                if rows or task.document.meta.get(WORDS)
+            }
+        )
         others = {span.source for task in batch for span in task.suggestions} - set(finders)
         for source in sorted(others):
             gone = [task.document.id for task in batch if any(span.source == source for span in task.suggestions)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from common.corpora import iob_tags
 from common.errors import StepError, main
 from common.records import SPLITS, claim, made, staged, write_json, writes
 from common.splits import DOCUMENTS, stratify
+from common.suggestions import WORDS, Word
 
 CORPUS, RECORD = "corpus", "split.json"
 SHARES = (0.7, 0.15, 0.15)  # of train, dev and test
@@ -103,7 +105,7 @@ def collect_finals(tasks: list[Task]) -> tuple[list[Final], dict[str, Any]]:
         spans = decision.annotation.spans
         names |= {span.label: "_".join(span.label.split()) for span in spans}
         aligned = align(nlp, document.text, [s.model_copy(update={"label": names[s.label]}) for s in spans])
-        rows = create_rows(aligned.doc)
+        rows = create_rows(aligned.doc, document.meta.get(WORDS, []))
         if not rows:
             left_out["without a word"] += 1
             continue
@@ -128,13 +130,28 @@ def _locate(document: Document, span: Span) -> dict[str, Any]:
     return place | {"text": document.text[span.start : span.end]}
 
 
-def create_rows(doc: Doc) -> conll.Document:
-    """Put an annotated Doc into rows, without its white space."""
-    sentences = (
-        [conll.Token(token.text, tag) for token, tag in zip(sent, iob_tags(sent), strict=True) if not token.is_space]
-        for sent in doc.sents
-    )
-    return [sentence for sentence in sentences if sentence]
+def create_rows(doc: Doc, words: Iterable[Word] = ()) -> conll.Document:
+    """Put an annotated Doc into rows, without its white space.
+
+    doc (Doc): With sentences and entities.
+    words (Iterable[Word]): What `prelabel` has found of its words. Where a token is none of them, tag and chunk have no
+        value.
+    RETURNS (conll.Document): Its sentences, none of which is empty.
+    """
+    known = {(start, end): (tag, chunk) for start, end, tag, chunk in words}
+    document: conll.Document = []
+    for sent in doc.sents:
+        sentence: conll.Sentence = []
+        for token, entity in zip(sent, iob_tags(sent), strict=True):
+            if token.is_space:
+                continue
+            pos, chunk = known.get((token.idx, token.idx + len(token)), ("", ""))
+            if chunk.startswith("I-") and (not sentence or sentence[-1].chunk[2:] != chunk[2:]):
+                chunk = f"B-{chunk[2:]}"  # its first word is in another sentence here, or is not known
+            sentence.append(conll.Token(token.text, entity, pos, chunk))
+        if sentence:
+            document.append(sentence)
+    return document
 
 
 def check_cuts(record: dict[str, Any], entities: int, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -21,12 +22,13 @@ from spacy.util import registry
 from thinc.api import Config
 from wasabi import msg
 
-from common.errors import main
+from common.errors import StepError, main
 from common.gpu import use_gpu
+from common.models import BEST, DIVERGED, LAST, find_trained
 from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
 from common.scoring import record_tags
 from common.statistics import number_tags, score_tags
-from common.training import BEST, LAST, calibrate, find_trained, prepare, without_pooler_warning
+from common.training import calibrate, enlarge, prepare, without_pooler_warning
 
 CURVE_DOCS = 100  # at least so many documents of train are scored at each evaluation
 
@@ -37,21 +39,26 @@ def train(
     folder: Annotated[Path, typer.Argument(help="Folder of the run; its model-best is made")],
     corpus: Annotated[Path, typer.Option(help="Folder with train.spacy, dev.spacy, provenance.json", exists=True)],
     encoder: Annotated[Path, typer.Option(help="Folder of the encoder", exists=True)],
-    epochs: Annotated[str, typer.Option(help="Passes over the corpus, or auto")] = "auto",
+    epochs: Annotated[str, typer.Option(help="Passes over the corpus, or auto; half of that: auto*0.5")] = "auto",
     learn_rate: Annotated[str, typer.Option(help="Highest learning rate, or auto: from the encoder's width")] = "auto",
     batch_words: Annotated[str, typer.Option(help="Words in a batch, or auto: fewer for a small corpus")] = "auto",
     seed: Annotated[int, typer.Option(help="For weights, order and dropout")] = 0,
     train_on: Annotated[str, typer.Option(help="train, or taught: what `teach` made of it")] = "train",
+    start: Annotated[Path | None, typer.Option(help="Folder with the pipeline to go on from, if there is one")] = None,
+    overrides: Annotated[str, typer.Option(help="Settings of the config: training.dropout=0.2,…")] = "",
     aside: Annotated[bool, typer.Option("--aside", help="Keep the model beside model-best, which stays")] = False,
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
 ) -> None:
     """Train a pipeline, unless there is one from the same inputs."""
     use_gpu(gpu_id)
-    inputs, overrides = prepare(config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on)
+    start = start if start and start.exists() else None
+    inputs, settings = prepare(
+        config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on, start, overrides
+    )
     place = folder / (f"{BEST}-{digest(inputs)}" if aside else BEST)
     made(folder, place.name, f"unfinished-{digest(inputs)}")
     if not restore_trained(folder, inputs, place):
-        train_anew(config, folder, corpus, inputs, overrides, place, gpu_id)
+        train_anew(config, folder, corpus, inputs, settings, place, start, gpu_id)
 
 
 def restore_trained(folder: Path, inputs: dict[str, Any], place: Path) -> bool:
@@ -93,26 +100,32 @@ def train_anew(
     inputs: dict[str, Any],
     overrides: dict[str, Any],
     place: Path,
+    start: Path | None,
     gpu_id: int,
 ) -> None:
     """Train in a folder that belongs to these inputs, and go on from what an interrupted training left there.
 
-    config, folder, corpus, gpu_id: As `train` takes them.
+    config, folder, corpus, start, gpu_id: As `train` takes them.
     inputs, overrides (dict[str, Any]): As `prepare` gives them.
     place (Path): Where the finished model shall stand.
     """
     unfinished = folder / f"unfinished-{digest(inputs)}"
     unfinished.mkdir(exist_ok=True)
-    start = unfinished / "start"
+    checkpoint, enlarged = unfinished / "checkpoint", unfinished / "enlarged"
     whole = find_whole(unfinished)
     if whole:
-        replace(whole, start)
-    if start.exists():
+        replace(whole, checkpoint)
+    interrupted = checkpoint.exists()
+    if interrupted:
         msg.warn(
-            f"A training with these settings was interrupted: going on from its best weights, {start}.",
+            f"A training with these settings was interrupted: going on from its best weights, {checkpoint}.",
             "The optimizer and the schedule of the learning rate start afresh.",
         )
-        config = resume_config(config, start, unfinished / "config.cfg")
+    elif start:
+        msg.info(f"Going on from {start}")
+        enlarge(start, Path(overrides["paths.train"]), overrides["system.seed"], enlarged)
+    if interrupted or start:
+        config = resume_config(config, checkpoint if interrupted else enlarged, unfinished / "config.cfg")
         overrides = {key: value for key, value in overrides.items() if not key.startswith("components.")}
     msg.info(
         f"Training in {unfinished}. If it is interrupted, the best weights so far stay there, "
@@ -124,10 +137,10 @@ def train_anew(
     began = time.monotonic()
     with without_pooler_warning():
         spacy_train(config, unfinished, use_gpu=gpu_id, overrides=overrides | logger)
-    temperature = calibrate(unfinished / BEST, corpus / "train.spacy", corpus / "dev.spacy")
+    temperature = calibrate(unfinished / BEST, corpus / "train.spacy", Path(overrides["paths.dev"]))
     record = {
         "inputs": inputs,
-        "resumed": start.exists(),
+        "resumed": interrupted,
         "temperature": temperature,
         "device": torch.cuda.get_device_name(gpu_id) if gpu_id >= 0 else "CPU",
         "seconds": round(time.monotonic() - began),
@@ -178,6 +191,11 @@ def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callab
             log(info)
             if info is None:
                 return
+            if broken := [name for name, loss in info["losses"].items() if not math.isfinite(loss)]:
+                raise StepError(
+                    f"{DIVERGED}: the loss of {', '.join(broken)} is no number at step {info['step']}.",
+                    "Choose a lower learn_rate, or a longer warm-up.",
+                )
             if isinstance(rates, Iterator):
                 for step, rate in zip(range(step + 1, info["step"] + 1), rates):  # noqa: B007, B020, B905
                     pass

@@ -36,6 +36,8 @@ if int(gpu_id) >= 0:
 started = time.perf_counter()
 nlp = spacy.load(package)
 loaded = time.perf_counter()
+for name in nlp.disabled:
+    nlp.enable_pipe(name)
 import srsly
 from spacy.scorer import Scorer
 from spacy.training import Corpus

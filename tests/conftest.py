@@ -331,6 +331,28 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_encoder: Path) -> Path:
+    """A pipeline that was trained on tiny_corpus for one epoch; it knows LOC and PER."""
+    from scripts.train import train
+
+    def make(folder: Path) -> None:
+        train(ROOT / "configs/bert.cfg", folder, tiny_corpus, tiny_encoder, epochs="1")
+
+    return once(tmp_path_factory, "trained", make) / "model-best"
+
+
+@pytest.fixture(scope="session")
+def new_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted corpus for which people were asked for EVENT alone, though it has places and persons too."""
+    from scripts.convert import convert
+
+    text = "The O\nTurku B-EVENT\nCup I-EVENT\nbegan O\nin O\nOslo O\n. O\n\nMira O\nwon O\n. O\n"
+    folder = tmp_path_factory.mktemp("new-corpus")
+    convert(write_corpus(folder / "assets", f"-DOCSTART- O\n\n{text}\n-DOCSTART- O\n\n{text}"), folder / "corpus")
+    return folder / "corpus"
+
+
+@pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Project:
     """`all` of the sample, for tests that only look at it."""
 

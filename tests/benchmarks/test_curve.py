@@ -27,8 +27,8 @@ from common.corpora import read_docs
 from common.errors import StepError
 from common.figures import save_figures
 from common.formatting import describe_threshold, tabulate_curve
+from common.models import TAUGHT
 from common.records import SPLITS, read_json, sha256
-from common.training import TAUGHT
 from tests.conftest import ROOT, Project, python, words
 
 CONFIG = ROOT / "configs/bert.cfg"

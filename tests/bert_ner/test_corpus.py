@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import spacy
 from hypothesis import given
 from hypothesis import strategies as st
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from spacy.util import registry
 
@@ -217,6 +219,136 @@ def test_a_cut_document_keeps_the_targets_of_each_piece() -> None:
     assert all(len(piece.reference.user_data["tag_targets"]) == len(piece.reference) for piece in pieces)
     rows = np.concatenate([piece.reference.user_data["tag_targets"] for piece in pieces])
     assert rows[:, 0].tolist() == list(range(1, 3201))
+
+
+def with_chunks(doc: Doc, *chunks: tuple[int, int, str]) -> Doc:
+    doc.spans["chunks"] = [Span(doc, *chunk) for chunk in chunks]
+    return doc
+
+
+def chunks_of(doc: Doc) -> list[tuple[str, str]]:
+    return [(chunk.text, chunk.label_) for chunk in doc.spans["chunks"]]
+
+
+def rename_all(doc: Doc, others: Doc) -> Doc:
+    """With the first name of the same label in the other document in the place of each name."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(random, "random", lambda: 0.0)
+        patched.setattr(random, "choice", lambda names: names[0])
+        return corpus.rename(
+            Example(Doc(doc.vocab, words=[t.text for t in doc]), doc), corpus.collect_names([others])
+        ).reference
+
+
+def test_a_chunk_holds_what_stands_in_the_place_of_its_name() -> None:
+    doc = with_chunks(
+        Doc(
+            nlp.vocab,
+            words=["Old", "Mira", "left", "Upper", "Turku", "today"],
+            ents=["O", "B-PER", "O", "B-LOC", "I-LOC", "O"],
+        ),
+        (0, 2, "NP"),
+        (2, 3, "VP"),
+        (3, 5, "NP"),
+        (5, 6, "NP"),
+    )
+    others = with_chunks(
+        Doc(nlp.vocab, words=["Ada", "von", "Vik", "saw", "Oslo"], ents=["B-PER", "I-PER", "I-PER", "O", "B-LOC"]),
+        (0, 3, "NP"),
+        (3, 4, "VP"),
+        (4, 5, "NP"),
+    )
+    after = rename_all(doc, others)
+    assert after.text == "Old Ada von Vik left Oslo today "
+    assert chunks_of(after) == [("Old Ada von Vik", "NP"), ("left", "VP"), ("Oslo", "NP"), ("today", "NP")]
+    assert chunks_of(corpus.recase(after, str.upper))[0] == ("OLD ADA VON VIK", "NP")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([(0, 1, "NP"), (1, 2, "PP"), (2, 3, "NP")], [(0, 1, "NP")]),  # the replaced name has several chunks
+        ([(0, 3, "NP")], []),  # the other one is in no chunk
+        ([(1, 3, "NP")], [(0, 1, "NP")]),  # a chunk begins within the replaced name
+        ([], [(0, 1, "NP")]),
+    ],
+)
+def test_where_a_name_is_more_or_less_than_a_part_of_a_chunk_the_chunks_are_unknown(
+    old: list[tuple[int, int, str]], new: list[tuple[int, int, str]]
+) -> None:
+    words = ["Bank", "of", "Turku", "closed", "early"]
+    chunks = [*old, (3, 4, "VP"), (4, 5, "ADVP")]
+    doc = with_chunks(Doc(nlp.vocab, words=words, ents=["B-ORG", "I-ORG", "I-ORG", "O", "O"]), *chunks)
+    after = rename_all(doc, with_chunks(Doc(nlp.vocab, words=["Norrvik"], ents=["B-ORG"]), *new))
+    assert chunks_of(after) == [("Norrvik", ""), ("closed", "VP"), ("early", "ADVP")]
+
+
+def test_the_rest_of_an_unknown_chunk_is_unknown_too() -> None:
+    doc = Doc(
+        nlp.vocab,
+        words=["the", "old", "Bank", "of", "Turku", "closed"],
+        ents=["O", "O", "B-ORG", "I-ORG", "I-ORG", "O"],
+    )
+    with_chunks(doc, (0, 3, "NP"), (3, 4, "PP"), (4, 5, "NP"), (5, 6, "VP"))
+    after = rename_all(doc, with_chunks(Doc(nlp.vocab, words=["Norrvik"], ents=["B-ORG"]), (0, 1, "NP")))
+    assert chunks_of(after) == [("the old Norrvik", ""), ("closed", "VP")]
+
+
+@given(documents_with_names(), st.data(), st.sampled_from([0.0, 0.999, None]))
+def test_renaming_and_recasing_keep_the_chunks_around_names(
+    doc: Doc, data: st.DataObject, chance: float | None
+) -> None:
+    """Chunks never overlap, and those without a new name hold the same words as before."""
+    edges = sorted(data.draw(st.sets(st.integers(0, len(doc)), min_size=2)))
+    with_chunks(doc, *((a, b, data.draw(st.sampled_from(["NP", "VP"]))) for a, b in pairwise(edges)))
+    with pytest.MonkeyPatch.context() as patched:
+        if chance is not None:
+            patched.setattr(random, "random", lambda: chance)
+        after = corpus.rename(
+            Example(Doc(doc.vocab, words=[t.text for t in doc]), doc), corpus.collect_names([doc, OTHERS])
+        ).reference
+    found = list(after.spans["chunks"])
+    assert all(one.end <= other.start for one, other in pairwise(found))
+    if chance == 0.999:
+        assert chunks_of(after) == chunks_of(doc)
+    plain = [
+        [(c.text.strip(), c.label_) for c in part.spans["chunks"] if not any(token.ent_type_ for token in c)]
+        for part in (doc, after)
+    ]
+    assert plain[1] == plain[0]
+    recased = corpus.recase(after, str.lower)
+    assert [(c.start, c.end, c.label) for c in recased.spans["chunks"]] == [(c.start, c.end, c.label) for c in found]
+
+
+def test_a_cut_document_keeps_the_chunks_of_each_piece() -> None:
+    words = ["Mira", "Solberg", "left", "."] * 800
+    doc = Doc(nlp.vocab, words=words, sent_starts=[True, False, False, False] * 800)
+    with_chunks(doc, *((i, i + 2, "NP") for i in range(0, len(doc), 4)))
+    pieces = corpus.cut_example(Example(Doc(nlp.vocab, words=words), doc))
+    assert len(pieces) > 1
+    assert [chunk for piece in pieces for chunk in chunks_of(piece.reference)] == chunks_of(doc)
+
+
+def test_documents_without_chunks_get_none() -> None:
+    doc = Doc(nlp.vocab, words=["Turku"], ents=["B-LOC"])
+    for after in (rename_all(doc, doc), corpus.recase(doc, str.upper)):
+        assert "chunks" not in after.spans
+    assert "chunks" in corpus.recase(with_chunks(doc), str.upper).spans, "to have none is something to learn"
+
+
+@pytest.mark.parametrize("tags", [True, False])
+@pytest.mark.parametrize("chunks", [True, False])
+def test_components_that_the_corpus_has_nothing_for_are_removed(tmp_path: Path, tags: bool, chunks: bool) -> None:
+    docs = [Doc(nlp.vocab, words=["Turku", "sleeps"], tags=["NNP", "VBZ"] if tags and i else None) for i in range(3)]
+    with_chunks(docs[0])  # which says that it has none
+    if chunks:
+        with_chunks(docs[2], (0, 1, "NP"))
+    DocBin(docs=docs).to_disk(tmp_path / "some.spacy")
+    whole = spacy.blank("en")
+    for name in ("senter", "tagger", "chunker"):
+        whole.add_pipe("sentencizer", name=name)
+    left = corpus.create_remover(tmp_path / "some.spacy")(whole).pipe_names
+    assert left == ["senter", *["tagger"] * tags, *["chunker"] * chunks]
 
 
 def test_a_document_without_targets_gets_none() -> None:

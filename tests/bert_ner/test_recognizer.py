@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from catalogue import REGISTRY  # type: ignore[import-untyped,unused-ignore]
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spacy import load
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 from spacy.training import Example
 from spacy.util import import_file, load_model_from_config, registry
+from thinc.api import Adam
 
 from bert_ner import recognizer
 from tests.bert_ner.conftest import ENGLISH, copy_with, nlp
@@ -174,7 +177,7 @@ def test_calibration_heeds_unseen_names_as_much_as_seen_ones(pipeline: Language)
 
 def test_a_corpus_without_entities_is_refused(pipeline: Language) -> None:
     ner = copy_with(pipeline, "float32").get_pipe("ner")
-    with pytest.raises(ValueError, match="no entity to train 'ner' on"):
+    with pytest.raises(ValueError, match="nothing to train 'ner' on"):
         ner.initialize(lambda: [Example.from_dict(nlp.make_doc("Turku sleeps"), {})])  # type: ignore[attr-defined]
 
 
@@ -257,6 +260,119 @@ def test_gold_tags_are_those_of_spacy(data: st.DataObject) -> None:
         example = Example(predicted, reference)
         expected = [tags.index(tag) if tag in tags else -1 for tag in example.get_aligned_ner()]
         assert recognizer._number_tags(example, labels).tolist() == expected
+
+
+def chunker_of(pipeline: Language) -> recognizer.BiluoChunker:
+    chunker = pipeline.get_pipe("chunker")
+    assert isinstance(chunker, recognizer.BiluoChunker)
+    return chunker
+
+
+def chunks_of(doc: Doc) -> list[tuple[int, int, str]]:
+    return [(chunk.start, chunk.end, chunk.label_) for chunk in doc.spans["chunks"]]
+
+
+def with_chunks(doc: Doc, *chunks: tuple[int, int, str]) -> Doc:
+    doc.spans["chunks"] = [Span(doc, *chunk) for chunk in chunks]
+    return doc
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4), st.sampled_from(["NP", "VP", "ADVP"])), max_size=6))
+def test_chunks_come_back_from_their_gold_tags(pipeline: Language, parts: list[tuple[int, int, str]]) -> None:
+    """Each part is a gap and a chunk after it. What is learnt of a document is what is read from it when it is sure."""
+    chunker = chunker_of(pipeline)
+    end, chunks = 0, []
+    for gap, size, label in parts:
+        chunks.append((end + gap, end + gap + size, label))
+        end += gap + size
+    words = ["Mira"] * (end + 1)
+    reference = with_chunks(Doc(nlp.vocab, words=words), *chunks)
+    numbers, soft, _ = chunker.read_gold(Example(Doc(nlp.vocab, words=words), reference))
+    assert len(numbers) == len(words) and not len(soft)
+    doc = Doc(pipeline.vocab, words=words, ents=["B-PER"] * len(words))  # entities are in nobody's way
+    sure = np.full((len(words), len(chunker.tags)), 1e-9, dtype="float32")
+    sure[np.arange(len(words)), numbers] = 1
+    chunker.set_annotations([doc], [sure])
+    assert chunks_of(doc) == chunks and len(doc.ents) == len(words)
+
+
+def test_gold_chunks_are_unknown_where_they_do_not_fit_the_predicted_tokens(pipeline: Language) -> None:
+    chunker = chunker_of(pipeline)
+    reference = with_chunks(
+        Doc(nlp.vocab, words=["Mira", "Solberg", "did", "n't", "leave", "Turku", "."]),
+        (0, 2, "NP"),
+        (2, 3, "VP"),
+        (4, 5, "VP"),
+        (5, 6, "NP"),
+    )
+    for words, tags in (
+        (["Mira", "Solberg", "didn't", "leave", "Turku", "."], ["B-NP", "L-NP", "-", "U-VP", "U-NP", "O"]),
+        (["Mira", "Sol", "berg", "did", "n't", "leave", "Turku."], ["B-NP", "I-NP", "L-NP", "U-VP", "O", "U-VP", "-"]),
+    ):
+        numbers, *_ = chunker.read_gold(Example(Doc(nlp.vocab, words=words), reference))
+        assert [chunker.tags[number] if number >= 0 else "-" for number in numbers] == tags
+
+
+def test_unknown_chunks_are_not_learnt_from(pipeline: Language) -> None:
+    """In a document without chunks, in a span without a label, and of a label that nobody has."""
+    chunker = chunker_of(pipeline)
+    words = ["Mira", "left", "Turku", "."]
+    uniform = np.full((4, len(chunker.tags)), 1 / len(chunker.tags), dtype="float32")
+    plain = Doc(nlp.vocab, words=words, ents=["B-PER", "O", "B-LOC", "O"])
+    partly = with_chunks(plain.copy(), (0, 1, "NP"), (1, 2, ""), (2, 3, "XP"))
+    none = with_chunks(plain.copy())
+    _, gradients = chunker.get_loss(
+        [Example(Doc(nlp.vocab, words=words), doc) for doc in (plain, partly, none)], [uniform] * 3
+    )
+    assert [gradient.any(1).tolist() for gradient in gradients] == [
+        [False] * 4,
+        [True, False, False, True],
+        [True] * 4,
+    ]
+    assert gradients[1][0, chunker.tags.index("U-NP")] < 0 and (gradients[2][:, 0] < 0).all()
+
+
+def test_no_chunk_crosses_a_sentence_start(pipeline: Language) -> None:
+    words = ["Mira", "Solberg", "Turku", "Oslo"] * 10
+    doc = pipeline(Doc(pipeline.vocab, words=words, sent_starts=[i % 2 == 0 for i in range(len(words))]))
+    found = chunks_of(doc)
+    assert found and all(start // 2 == (end - 1) // 2 for start, end, _ in found)
+
+
+def test_a_few_steps_teach_chunks(pipeline: Language) -> None:
+    copied = copy_with(pipeline, "float32")
+    words = ["Mira", "Solberg", "left", "Turku", "."]
+    reference = with_chunks(
+        Doc(
+            copied.vocab,
+            words=words,
+            tags=["NNP", "NNP", "VBD", "NNP", "."],
+            sent_starts=[True, *[False] * 4],
+            ents=["B-PER", "I-PER", "O", "B-LOC", "O"],
+        ),
+        (0, 2, "NP"),
+        (2, 3, "VP"),
+        (3, 4, "NP"),
+    )
+    optimizer = Adam(0.01)
+    for _ in range(30):
+        copied.update([Example(Doc(copied.vocab, words=words), reference)], sgd=optimizer)
+    scores = copied.evaluate([Example(Doc(copied.vocab, words=words), reference)])
+    assert scores["spans_chunks_f"] == 1.0 and set(scores["spans_chunks_per_type"]) == {"NP", "VP"}
+
+
+def test_a_disabled_chunker_is_saved_and_can_be_enabled(pipeline: Language, tmp_path: Path) -> None:
+    text = "Mira Solberg left Turku for Oslo ."
+    copied = copy_with(pipeline, "float32")
+    expected = copied(text)
+    copied.disable_pipe("chunker")
+    copied.to_disk(tmp_path)
+    again = load(tmp_path)
+    assert again.disabled == ["chunker"] and "chunks" not in again(text).spans
+    assert again(text).to_json()["ents"] == expected.to_json()["ents"]
+    again.enable_pipe("chunker")
+    assert chunks_of(again(text)) == chunks_of(expected) != []
 
 
 @settings(max_examples=30)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 import numpy as np
@@ -46,11 +47,10 @@ def test_the_documents_stay_whole(project: Project) -> None:
 def test_each_text_is_predicted_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = spacy.load(project.folder / "training/tiny/model-best")
     kind: Any = type(pipe.get_pipe("ner"))
-    predict, predicted = kind.predict, 0
+    predict, predicted = kind.predict, Counter[str]()
 
     def count(recognizer: Any, docs: list[Doc]) -> Any:
-        nonlocal predicted
-        predicted += len(docs)
+        predicted[recognizer.name] += len(docs)
         return predict(recognizer, docs)
 
     monkeypatch.setattr(kind, "predict", count)
@@ -62,7 +62,10 @@ def test_each_text_is_predicted_once(project: Project, monkeypatch: pytest.Monke
     scores = measure(pipe, project.folder / "corpus/tiny", keep)
     assert set(kept) == {(split, condition) for split in ("dev", "test") for condition in CONDITIONS}
     texts = [examples for (_, condition), (examples, _) in kept.items() if condition != "gold_sentences"]
-    assert predicted == sum(map(len, texts)), "given sentences change neither the text nor the probabilities"
+    number = sum(map(len, texts))
+    assert predicted == {"ner": number, "chunker": number}, (
+        "given sentences change neither the text nor the probabilities"
+    )
     for examples, probabilities in kept.values():
         assert [len(example.predicted) for example in examples] == [len(array) for array in probabilities]
     for split in ("dev", "test"):

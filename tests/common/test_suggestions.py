@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.annotations import Span
 from common.errors import StepError
 from common.records import digest, write_json
-from common.suggestions import drop_overlaps, find_by_patterns, find_by_pipeline, parse_labels, rename
+from common.suggestions import Found, drop_overlaps, find_by_patterns, find_by_pipeline, parse_labels, rename
 
 
 def write_patterns(path: Path, *patterns: dict[str, Any]) -> Path:
@@ -31,19 +31,21 @@ def test_patterns_find_the_longest_spans_by_characters(tmp_path: Path) -> None:
     assert source == "terms"
     texts = ["\N{SHIP} MIRA Solberg left Turku.", "Nobody.", ""]
     assert list(find(texts)) == [
-        [
-            Span(start=2, end=14, label="PER", source="terms"),
-            Span(start=20, end=25, label="WORK OF ART", source="terms"),
-        ],
-        [],
-        [],
+        Found(
+            [
+                Span(start=2, end=14, label="PER", source="terms"),
+                Span(start=20, end=25, label="WORK OF ART", source="terms"),
+            ]
+        ),
+        Found([]),
+        Found([]),
     ]
 
 
 def test_two_hundred_labels_are_no_trouble(tmp_path: Path) -> None:
     patterns = [{"label": f"KIND {n}", "pattern": f"thing{n}"} for n in range(200)]
     _, find = find_by_patterns(write_patterns(tmp_path / "terms.jsonl", *patterns))
-    (spans,) = find([" ".join(f"thing{n}" for n in range(200))])
+    ((spans, _),) = find([" ".join(f"thing{n}" for n in range(200))])
     assert [span.label for span in spans] == [f"KIND {n}" for n in range(200)]
 
 
@@ -77,7 +79,7 @@ def test_a_pipeline_is_the_source_with_its_version(tmp_path: Path) -> None:
     nlp.to_disk(tmp_path / "pipeline")
     source, find = find_by_pipeline(str(tmp_path / "pipeline"))
     assert source == "en_demo-1.2.3"
-    assert list(find(["In Turku."])) == [[Span(start=3, end=8, label="LOC", source=source)]]
+    assert list(find(["In Turku."])) == [Found([Span(start=3, end=8, label="LOC", source=source)])]
     write_json(tmp_path / "pipeline/provenance.json", {"inputs": {"seed": 0}})
     assert find_by_pipeline(str(tmp_path / "pipeline"))[0] == f"en_demo-{digest({'seed': 0})}"
 
@@ -99,7 +101,7 @@ def test_stanza_is_asked_for_names_and_never_downloads(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "stanza", SimpleNamespace(Pipeline=make, __version__="1.9"))
     source, find = find_by_pipeline("stanza:fi")
     assert source == "stanza_fi-1.9"
-    assert list(find(["In Turku."])) == [[Span(start=3, end=8, label="GPE", source=source)]]
+    assert list(find(["In Turku."])) == [Found([Span(start=3, end=8, label="GPE", source=source)])]
     assert asked[0] == ("fi",) and asked[1]["download_method"] is None
 
 

@@ -1,13 +1,25 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
+import spacy
+from hypothesis import given
+from hypothesis import strategies as st
+from spacy.language import Language
+from spacy.tokens import DocBin
+from thinc.api import Model
 
 from bert_ner.encoder import CASES
+from bert_ner.features import create_softmax_head
+from common.corpora import read_docs
 from common.errors import StepError
-from common.training import derive
+from common.models import load_trained
+from common.training import derive, enlarge, enlarge_head
 from scripts.convert import convert
 from tests.conftest import ROOT, copy_project, new_python, save_tiny_encoder, write_corpus
 
@@ -97,3 +109,65 @@ print(json.dumps(changed))
     changed = json.loads(done.stdout)
     decide = {"a number in the corpus reader", "a number in calibrate"}
     assert changed == {name: ["code"] if name in decide else [] for name in changes}
+
+
+# Going on from a trained pipeline
+
+TAGS = st.lists(st.sampled_from(["O", *(f"{kind}-{label}" for label in "ABC" for kind in "BILU")]), unique=True)
+
+
+@given(TAGS.filter(bool), TAGS, st.randoms(use_true_random=False), st.floats(0.5, 4))
+def test_old_tags_keep_their_probabilities_in_relation_to_each_other(
+    old: list[str], others: list[str], shuffler: random.Random, temperature: float
+) -> None:
+    new = [*dict.fromkeys([*old, *others])]
+    shuffler.shuffle(new)
+    head = create_softmax_head(Model("tok2vec", lambda model, X, is_train: (X, lambda d: d), dims={"nO": 8}), 1.0)
+    vectors = [np.random.default_rng(0).normal(size=(5, 8)).astype("float32")]
+    head.initialize(X=vectors, Y=[np.zeros((5, len(old)), dtype="float32")])
+    head.get_ref("softmax").attrs["softmax_temperature"] = temperature
+    before = head.predict(vectors)[0]
+    enlarge_head(head, old, new, np.random.default_rng(0))
+    after = head.predict(vectors)[0]
+    assert after.shape == (5, len(new)) and head.get_ref("softmax").attrs["softmax_temperature"] == 1
+    kept = after[:, [new.index(tag) for tag in old]]
+    np.testing.assert_allclose(kept / kept.sum(1, keepdims=True), before, rtol=1e-3, atol=1e-6)
+
+
+def find_probabilities(nlp: Language) -> np.ndarray:
+    """The probabilities of the tags of a text, (tokens, tags)."""
+    doc, recognizer = nlp.make_doc("Mira left Turku ."), cast(Any, nlp.get_pipe("ner"))
+    for name in ("transformer", "tok2vec"):
+        doc = nlp.get_pipe(name)(doc)
+    return cast(np.ndarray, recognizer.predict([doc])[0])
+
+
+def test_a_pipeline_gets_labels_and_parts_of_speech_and_keeps_all_else(
+    tmp_path: Path, trained: Path, new_corpus: Path
+) -> None:
+    docs = read_docs(new_corpus / "train.spacy")
+    for doc in docs:
+        for token in doc:
+            token.tag_ = "FW"
+    DocBin(docs=docs).to_disk(tmp_path / "train.spacy")
+    for name in ("one", "two"):
+        enlarge(trained, tmp_path / "train.spacy", 0, tmp_path / name)
+    old, new, again = (spacy.load(path) for path in (trained, tmp_path / "one", tmp_path / "two"))
+    recognizers: list[Any] = [nlp.get_pipe("ner") for nlp in (old, new, again)]
+    assert recognizers[1].labels == ("EVENT", "LOC", "PER") and recognizers[0].labels == ("LOC", "PER")
+    assert {*new.get_pipe("tagger").labels} == {*old.get_pipe("tagger").labels, "FW"}  # type: ignore[attr-defined]
+    probabilities = [find_probabilities(nlp) for nlp in (old, new, again)]
+    np.testing.assert_array_equal(probabilities[1], probabilities[2])
+    kept = probabilities[1][:, np.isin(recognizers[1].tags, recognizers[0].tags)]
+    np.testing.assert_allclose(kept / kept.sum(1, keepdims=True), probabilities[0], rtol=1e-3)
+
+
+def test_what_is_no_pipeline_of_this_project_is_refused(tmp_path: Path) -> None:
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    other = spacy.blank("en")
+    other.add_pipe("ner").add_label("LOC")  # type: ignore[attr-defined]
+    other.initialize()
+    other.to_disk(tmp_path / "other")
+    for name in ("blank", "other", "nothing"):
+        with pytest.raises(StepError, match=f"{name} is no pipeline of this project"):
+            load_trained(tmp_path / name)

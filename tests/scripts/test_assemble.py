@@ -27,7 +27,8 @@ def test_the_assembled_pipeline_gives_the_entities_and_scores_of_the_trained_one
         spacy.load(project.folder / path) for path in ("training/tiny/model-best", "packages/tiny/assembled")
     )
     assert "concepts" not in trained.pipe_names
-    assert assembled.pipe_names == [*trained.pipe_names[:-1], "concepts", "doc_cleaner"]
+    assert trained.pipe_names[-2:] == ["chunker", "doc_cleaner"] and assembled.disabled == ["chunker"]
+    assert assembled.pipe_names == [*trained.pipe_names[:-2], "concepts", "doc_cleaner"]
     test = project.folder / "corpus/tiny/test.spacy"
     texts = [example.reference.text for example in Corpus(test)(trained)]
     pairs = list(zip(trained.pipe(texts), assembled.pipe(texts), strict=True))
@@ -36,8 +37,14 @@ def test_the_assembled_pipeline_gives_the_entities_and_scores_of_the_trained_one
         assert [token.text for token in one] == [token.text for token in other], "the tokenizer is the trained one"
         assert entities_of(one) == entities_of(other)
         assert [token.tag_ for token in one] == [token.tag_ for token in other]
+        assert "chunks" in one.spans and "chunks" not in other.spans
+    assembled.enable_pipe("chunker")
+    for one, other in zip(trained.pipe(texts), assembled.pipe(texts), strict=True):
+        assert [(c.start, c.end, c.label) for c in one.spans["chunks"]] == [
+            (c.start, c.end, c.label) for c in other.spans["chunks"]
+        ]
     scores: list[dict[str, Any]] = [nlp.evaluate(list(Corpus(test)(nlp))) for nlp in (trained, assembled)]
-    for name in ("ents_p", "ents_r", "ents_f", "ents_per_type", "sents_f", "tag_acc"):
+    for name in ("ents_p", "ents_r", "ents_f", "ents_per_type", "sents_f", "tag_acc", "spans_chunks_f"):
         assert scores[0][name] == scores[1][name], name
     provenance = [read_json(Path(str(nlp.path)) / "provenance.json") for nlp in (trained, assembled)]
     assert provenance[0] == provenance[1]
@@ -56,16 +63,18 @@ def test_the_assembled_pipeline_finds_concepts_by_rules_that_it_carries(project:
     ]
 
 
-def test_a_pipeline_without_tagger_is_assembled_too(project: Project, tmp_path: Path) -> None:
-    """As of a corpus without parts of speech: there are no concepts then, and entities all the same."""
+def test_a_pipeline_of_two_columns_is_assembled_too(project: Project, tmp_path: Path) -> None:
+    """Without parts of speech and chunks: there are no concepts then, and entities all the same."""
     nlp = spacy.load(project.folder / "training/tiny/model-best")
     nlp.remove_pipe("tagger")
+    nlp.remove_pipe("chunker")
     model = tmp_path / "model"
     nlp.to_disk(model)
     (model / "provenance.json").write_text("{}")
     assemble(CONFIG, model, tmp_path / "packages")
     assembled = spacy.load(tmp_path / "packages/assembled")
     assert assembled.pipe_names == ["transformer", "tok2vec", "senter", "ner", "concepts", "doc_cleaner"]
+    assert not assembled.disabled
     text = "Mira Solberg left Turku for Oslo on Monday , and Kenya beat Peru ."
     assert entities_of(assembled(text)) == entities_of(nlp(text))
     assert not [path.name for path in (tmp_path / "packages/assembled").iterdir() if path.name == "assemble.cfg"]

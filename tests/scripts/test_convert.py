@@ -377,6 +377,33 @@ def test_spacys_scorer_agrees_with_strict_seqeval_on_random_tags() -> None:
         assert ours["ents_per_type"][label]["r"] == pytest.approx(theirs[label]["recall"])
 
 
+@pytest.mark.parametrize(
+    "column",
+    ["I-NP I-NP B-NP I-VP I-PP O", "B-NP I-NP B-NP B-VP B-PP O", "B-NP L-NP U-NP U-VP U-PP O"],
+    ids=["IOB1", "IOB2", "BILUO"],
+)
+def test_chunks_are_spans_whatever_their_scheme(tmp_path: Path, column: str) -> None:
+    words = ["Mira", "Solberg", "today", "left", "for", "."]
+    text = "".join(f"{word} X {tag} O\n" for word, tag in zip(words, column.split(), strict=True))
+    (document,) = read(tmp_path, text).documents
+    doc = make_doc(spacy.blank("en").vocab, document)
+    assert [(chunk.text, chunk.label_) for chunk in doc.spans["chunks"]] == [
+        ("Mira Solberg", "NP"),
+        ("today", "NP"),
+        ("left", "VP"),
+        ("for", "PP"),
+    ]
+
+
+def test_no_chunks_and_no_word_of_chunks_are_two_things(tmp_path: Path) -> None:
+    vocab = spacy.blank("en").vocab
+    for text, known in (("Turku X O B-LOC\n", True), ("Turku X _ B-LOC\n", False), ("Turku B-LOC\n", False)):
+        (document,) = read(tmp_path, text).documents
+        stored = DocBin(docs=[make_doc(vocab, document)], store_user_data=True)
+        (doc,) = DocBin().from_bytes(stored.to_bytes()).get_docs(vocab)
+        assert ("chunks" in doc.spans) == known and not doc.spans.get("chunks")
+
+
 def test_the_sample_corpus_is_what_its_readme_says() -> None:
     counts = {split: count(read_conll(ROOT / f"assets/sample/{split}.conll").documents) for split in SPLITS}
     assert [counts[split]["documents"] for split in SPLITS] == [110, 15, 15]

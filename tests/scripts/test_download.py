@@ -689,6 +689,73 @@ def test_the_encoder_of_a_trained_pipeline_can_be_trained_again(
         encoder(tmp_path / "other", model)
 
 
+def write_package(trained: Path, folder: Path) -> Path:
+    """A package with a pipeline, as `spacy package` makes it; its code must not be run."""
+    shutil.copytree(trained, folder / "en_mine/en_mine-1.0.0")
+    (folder / "en_mine/__init__.py").write_text("raise RuntimeError('this was run')")
+    return folder
+
+
+def test_a_run_goes_on_from_a_folder_a_wheel_or_an_installed_package(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = write_package(trained, tmp_path / "packages")
+    wheel = tmp_path / "en_mine-1.0.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as packed:
+        for file in packages.rglob("*"):
+            packed.write(file, file.relative_to(packages))
+    monkeypatch.syspath_prepend(packages)
+    for start in (str(trained), str(wheel), "en_mine"):
+        step.get_start(tmp_path / "run", start)
+        assert sha256(tmp_path / "run/start") == sha256(trained)
+        assert read_json(tmp_path / "run/start.json")["start"] == Path(start).name
+        capsys.readouterr()
+        step.get_start(tmp_path / "run", start)
+        assert "the pipeline to go on from is there" in words(capsys.readouterr().out)
+    step.get_start(tmp_path / "run", "")
+    assert not (tmp_path / "run/start").exists() and not (tmp_path / "run/start.json").exists()
+
+
+def test_the_encoder_of_a_run_that_goes_on_is_that_of_the_pipeline(tmp_path: Path, trained: Path) -> None:
+    def run(**options: Any) -> None:
+        step.download(
+            tmp_path / "run",
+            source="sample",
+            encoder="bert-base-uncased",
+            corpus_name="sample",
+            hub_datasets="",
+            encoder_revision="main",
+            encoder_requirements=PACKAGE,
+            reference=write_reference(tmp_path / "reference.json"),
+            sample=SAMPLE,
+            start=str(trained),
+            **options,
+        )
+
+    with pytest.raises(StepError, match="keeps all its layers"):
+        run(layers="0")
+    run()
+    origin = read_json(tmp_path / "run/encoder.json")
+    assert origin["source"] == "pipeline" and origin["files"] == {"transformer": sha256(trained / "transformer")}
+
+
+def test_what_a_run_cannot_go_on_from_is_refused(tmp_path: Path, trained: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.whl").write_bytes(b"PK")
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    for name in ("empty", "a.whl", "nothing"):
+        with pytest.raises(StepError, match=f"{name} is no trained pipeline"):
+            step.get_start(tmp_path / "run", str(tmp_path / name))
+    for name in ("en_nothing", "json"):
+        with pytest.raises(StepError, match=f"{name} is no trained pipeline"):
+            step.get_start(tmp_path / "run", name)
+    with pytest.raises(StepError, match="is no pipeline of this project that can be loaded"):
+        step.get_start(tmp_path / "run", str(tmp_path / "blank"))
+    with pytest.raises(StepError, match="is a model of the run trained itself"):
+        step.get_start(tmp_path / "trained", str(trained))
+    assert not (tmp_path / "run/start").exists()
+
+
 def remove(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).unlink()

@@ -11,6 +11,7 @@ def test_every_condition_is_measured(project: Project) -> None:
             assert 0 <= evaluation[split][condition]["ents_f"] <= 1
         assert evaluation[split]["gold_sentences"]["sents_f"] == 1.0
         assert evaluation[split]["predicted_sentences"]["sents_f"] < 1.0
+        assert all(evaluation[split][name]["spans_chunks_f"] > 0 for name in ("predicted_sentences", "gold_sentences"))
         assert 0.5 < evaluation[split]["raw"]["token_f1"] <= 1
         assert 0 <= evaluation[split]["calibration"]["expected_calibration_error"] <= 1
         assert evaluation[split]["calibration"]["min_precision"] == 0.97

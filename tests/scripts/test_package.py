@@ -10,8 +10,8 @@ from thinc.api import Config
 
 from common.errors import StepError
 from common.formatting import calibration_summary, percent
-from common.records import read_json, sha256
-from scripts.package import RESEARCH, _rows, find_license
+from common.records import read_json, sha256, write_json
+from scripts.package import RESEARCH, _rows, check_forgetting, find_license
 from tests.conftest import Project
 
 WHEEL = "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl"
@@ -93,3 +93,26 @@ def test_the_threshold_that_dev_chose_is_told_or_that_there_is_none() -> None:
     assert "no threshold" in calibration_summary(
         {"min_precision": 0.97, "threshold": 1.0, "precision": None, "recall": 0.0}
     )
+
+
+def test_what_was_forgotten_is_told_and_refused(tmp_path: Path) -> None:
+    evaluation = {"inputs": {"model": "abc"}}
+    row = {"before": 0.91, "after": 0.9, "change": -0.01, "interval": [-0.02, 0.01], "entities": 50}
+    dropped = row | {"after": 0.85, "interval": [-0.08, -0.03]}
+
+    def check(model: str = "abc", **labels: dict[str, object]) -> None:
+        write_json(tmp_path / "comparison.json", {"inputs": {"model": model}, "dev": {}, "test": labels})
+        check_forgetting(tmp_path, evaluation)
+
+    with pytest.raises(StepError, match=r"has no comparison\.json of this pipeline"):
+        check_forgetting(tmp_path, evaluation)
+    with pytest.raises(StepError, match=r"has no comparison\.json of this pipeline"):
+        check("other", LOC=row)
+    check(LOC=row, overall=dropped)
+    with pytest.raises(
+        StepError, match=r"PER had 91\.0 before and has 85\.0 now \(the change is -8\.0 to -3\.0\)"
+    ) as error:
+        check(LOC=row, PER=dropped)
+    assert "--vars.forgetting accept" in error.value.remedy
+    with pytest.raises(StepError, match="of PER test has no entity"):
+        check(LOC=row, PER=row | {"entities": 0})

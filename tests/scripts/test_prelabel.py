@@ -83,6 +83,39 @@ def test_a_pipeline_suggests_with_source_and_score_and_not_for_test(folder: Path
     assert len(suggestions(folder)["t1"]) == 2
 
 
+@Language.component("tag_and_chunk")
+def tag_and_chunk(doc: Doc) -> Doc:
+    for token in doc:
+        token.tag_ = "NNP" if token.is_title else "X"
+    doc.spans["chunks"] = [Entity(doc, 0, 2, "NP"), Entity(doc, 2, 3, "VP")]
+    return doc
+
+
+def test_tags_and_chunks_come_along_and_go_with_the_pipeline(folder: Path) -> None:
+    nlp = spacy.blank("en", meta={"name": "demo"})
+    nlp.add_pipe("tag_and_chunk", name="chunker")
+    nlp.disable_pipe("chunker")
+    nlp.to_disk("chunking")
+    store = Store(folder / STORE)
+    store.describe({"d1": {"file": "one.txt"}})
+    prelabel(folder, "chunking", save_patterns("terms.jsonl", LOC="Turku"))
+    metas = {task.document.id: task.document.meta for task in store.tasks()}
+    assert metas["d1"] == {
+        "file": "one.txt",
+        "words": [
+            [0, 4, "NNP", "B-NP"],
+            [5, 12, "NNP", "I-NP"],
+            [13, 17, "X", "B-VP"],
+            [18, 23, "NNP", "O"],
+            [23, 24, "X", "O"],
+        ],
+    }
+    assert metas["d3"]["words"] and metas["t1"] == {}
+    assert suggestions(folder)["d1"] == [("Turku", "LOC", "terms", None)], "nobody decides on chunks"
+    prelabel(folder, save_pipeline("other", LOC="Turku"))
+    assert not store.tasks(["d1"])[0].document.meta["words"]
+
+
 def test_patterns_suggest_without_a_score(folder: Path) -> None:
     prelabel(folder, patterns=save_patterns("terms.jsonl", ORG="Norrvik Steel"))
     assert suggestions(folder)["d2"] == [("Norrvik Steel", "ORG", "terms", None)]

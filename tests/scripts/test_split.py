@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from common.agreement import ADJUDICATED
+from common.alignment import align, create_reader
 from common.annotations import STORE, Annotation, Document, Span, Store
-from common.conll import read_conll
+from common.conll import Token, read_conll
 from common.corpora import read_docs
 from common.errors import StepError
 from common.records import SPLITS, made, read_json
+from common.suggestions import Word
 from scripts.convert import convert
 from scripts.download import get_corpus
-from scripts.split import split
+from scripts.split import create_rows, split
 from tests.conftest import words
 
 NAMES = ("Mira Solberg", "Turku", "Norrvik Steel")
@@ -60,6 +62,44 @@ def add(store: Store, document: Document, spans: list[Span], status: str = "anno
 
 def splits_of(store: Store) -> dict[str, str | None]:
     return {task.document.id: task.document.split for task in store.tasks()}
+
+
+def test_tags_and_chunks_fill_the_columns_of_the_corpus(tmp_path: Path) -> None:
+    """But where the tokens are others, they have no value; and no chunk begins in the sentence before."""
+    nlp = create_reader()
+    text = "Mira left. Turku slept well."
+    words_: list[Word] = [
+        (0, 4, "NNP", "B-NP"),
+        (5, 9, "VBD", "B-VP"),
+        (9, 10, ".", "B-NP"),
+        (11, 16, "NNP", "I-NP"),
+        (17, 27, "XX", "B-VP"),
+    ]
+    rows = create_rows(align(nlp, text, [mark(text, "Turku")]).doc, words_)
+    assert rows == [
+        [Token("Mira", "O", "NNP", "B-NP"), Token("left", "O", "VBD", "B-VP"), Token(".", "O", ".", "B-NP")],
+        [Token("Turku", "B-LOC", "NNP", "B-NP"), Token("slept", "O"), Token("well", "O"), Token(".", "O")],
+    ]
+    folder = tmp_path / "mine"
+    store = write_store(folder)
+    found: dict[str, dict[str, Any]] = {
+        task.document.id: {
+            "words": [(t.idx, t.idx + len(t), "X", "B-NP") for t in nlp(task.document.text) if not t.is_space]
+        }
+        for task in store.tasks()
+    }
+    store.describe(found)
+    split(folder)
+    tokens = [
+        token
+        for name in SPLITS
+        for d in read_conll(folder / f"corpus/{name}.conll").documents
+        for s in d
+        for token in s
+    ]
+    assert {(token.pos, token.chunk) for token in tokens} == {("X", "B-NP")} and {token.entity for token in tokens} > {
+        "O"
+    }
 
 
 def test_a_run_takes_the_corpus_as_its_source(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import spacy
 from hypothesis import given
 from hypothesis import strategies as st
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 
 from bert_ner.recognizer import find_entities_of
@@ -112,11 +112,38 @@ def test_a_target_is_half_the_tag_of_the_corpus_where_there_is_one(size: int, se
     random = np.random.default_rng(seed)
     predicted = random.dirichlet(np.ones(5), size).astype("float32")
     gold = random.integers(-1, 5, size)
-    targets = step.mix(predicted, gold)
+    tags = ["O", "B-LOC", "I-LOC", "L-LOC", "U-LOC"]
+    targets = step.mix(predicted, step.find_allowed(gold, tags, ["LOC"]), np.ones(5, dtype=bool))
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
     for row, before, tag in zip(targets, predicted, gold, strict=True):
         expected = before if tag < 0 else before / 2 + np.eye(5)[tag] / 2
         np.testing.assert_allclose(row, expected, rtol=1e-5)
+
+
+LABELS = ["EVENT", "LOC", "ORG"]  # of which the teacher knows the last two
+
+
+@given(st.sets(st.sampled_from(LABELS)), st.integers(0, 2**32 - 1))
+def test_no_o_is_learnt_for_a_label_for_which_nobody_was_asked(asked: set[str], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tags = ["O", *(f"{kind}-{label}" for label in LABELS for kind in "BILU")]
+    known = np.array(["EVENT" not in tag for tag in tags])
+    predicted = np.zeros((40, len(tags)), dtype="float32")
+    predicted[:, known] = random.dirichlet(np.full(known.sum(), 0.1), 40)
+    possible = [number for number, tag in enumerate(tags) if tag == "O" or tag[2:] in asked]
+    gold = random.choice([-1, *possible], 40)
+    targets = step.mix(predicted, step.find_allowed(gold, tags, asked), known)
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-4)
+    for number, row, before in zip(gold, targets, predicted, strict=True):
+        if number > 0 and not known[number]:
+            np.testing.assert_allclose(row, np.eye(len(tags))[number], atol=1e-6)  # the teacher cannot know it
+        elif number > 0:
+            np.testing.assert_allclose(row, before / 2 + np.eye(len(tags))[number] / 2, atol=1e-4)
+        elif number == 0:
+            unasked = [tag != "O" and tag[2:] not in asked for tag in tags]
+            assert (row[unasked] >= before[unasked] - 1e-6).all(), "the teacher's entities stay"
+            if not {"LOC", "ORG"} & asked:
+                np.testing.assert_allclose(row, before, atol=1e-4)
 
 
 def test_the_student_gets_the_mean_of_the_teachers_beside_the_corpus(
@@ -183,6 +210,130 @@ def test_teachers_of_other_labels_and_other_folders_are_refused(
         teach(tmp_path / "other", str(teachers / "model-best"), "", train_on="train")
     assert "train_on: taught" in error.value.remedy
     assert not list((tmp_path / "other").glob("taught*"))
+
+
+# Rehearsal
+
+
+class Oracle:
+    """Stands for a trained pipeline that is sure of some words: LOC for Oslo, PER for Mira, O for others but Cup."""
+
+    component_names = ("ner", "chunker")
+    labels = ("LOC", "PER")
+    tags = ("O", *(f"{kind}-{label}" for label in ("LOC", "PER") for kind in "BILU"))
+
+    def get_pipe(self, name: str) -> Oracle:
+        return self
+
+    def enable_pipe(self, name: str) -> None:
+        assert name == "chunker"
+
+    def predict(self, pipeline: Oracle, docs: list[Doc], name: str) -> tuple[list[Doc], list[np.ndarray]]:
+        annotated, posteriors = [], []
+        for doc in docs:
+            annotated.append(Doc(doc.vocab, words=[t.text for t in doc], tags=["NN" for _ in doc]))
+            annotated[-1].spans["chunks"] = [Span(annotated[-1], 0, 2, "NP")] if len(doc) > 1 else []
+            array = np.full((len(doc), len(self.tags)), 0.005, dtype="float32")
+            for row, token in zip(array, doc, strict=True):
+                sure = 0.5 if token.text == "Cup" else 0.96
+                row[{"Oslo": 4, "Mira": 8}.get(token.text, 0)] = sure
+                row[1] += 0.96 - sure
+            posteriors.append(array)
+        return annotated, posteriors
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
+    oracle = Oracle()
+    monkeypatch.setattr(step, "load_trained", lambda _: oracle)
+    monkeypatch.setattr(step, "predict", oracle.predict)
+    return oracle
+
+
+def create_doc(text: str, *spans: tuple[int, int, str]) -> Doc:
+    doc = nlp(text)
+    doc.set_ents([Span(doc, *span) for span in spans])
+    return doc
+
+
+def describe(doc: Doc) -> list[str]:
+    return [f"{token.ent_iob_}-{token.ent_type_}" if token.ent_type_ else token.ent_iob_ for token in doc]
+
+
+def test_old_labels_come_from_the_pipeline_and_new_ones_from_the_corpus(oracle: Oracle, tmp_path: Path) -> None:
+    labelled = create_doc("Oslo Cup began in Oslo", (0, 2, "EVENT"))
+    partial = create_doc("Mira won the Oslo Cup", (3, 5, "EVENT"))
+    step.rehearse(tmp_path, [labelled], [], [partial])
+    assert describe(labelled) == ["B-EVENT", "I-EVENT", "O", "O", "B-LOC"], "no annotated name is overwritten"
+    targets = labelled.user_data["tag_targets"]
+    assert targets.shape == (5, 1 + 4 * 3)
+    assert targets.argmax(1).tolist() == [1, 3, 0, 0, 8] and targets[:2].max() == 1 and targets[4, 0] < 0.01
+    assert [token.tag_ for token in labelled] == ["NN"] * 5, "the pipeline keeps its parts of speech"
+    assert [(span.text, span.label_) for span in labelled.spans["chunks"]] == [("Oslo Cup", "NP")], "and its chunks"
+    assert describe(partial) == ["B-PER", "O", "O", "B-EVENT", "I-EVENT"] and "tag_targets" not in partial.user_data
+
+
+def test_where_people_were_asked_for_an_old_label_the_pipeline_adds_none(oracle: Oracle, tmp_path: Path) -> None:
+    dev = [create_doc("Mira won in Oslo", (3, 4, "LOC")), create_doc("Oslo Cup", (0, 2, "EVENT"))]
+    labelled = create_doc("Oslo Cup began in Oslo", (0, 2, "EVENT"), (4, 5, "LOC"))
+    step.rehearse(tmp_path, [labelled], [], [*dev, create_doc("Mira in Oslo")])
+    assert describe(dev[0]) == ["B-PER", "O", "O", "B-LOC"] and describe(dev[1]) == ["B-EVENT", "I-EVENT"]
+    step.rehearse(tmp_path, [labelled], [], dev := [create_doc("Mira in Oslo"), create_doc("Oslo", (0, 1, "LOC"))])
+    assert describe(dev[0]) == ["B-PER", "O", "O"]
+
+
+def test_an_o_of_the_pipeline_may_be_a_new_label_in_a_text_without_labels(oracle: Oracle, tmp_path: Path) -> None:
+    labelled = create_doc("The Regatta began in Oslo", (0, 2, "EVENT"))
+    raw = create_doc("The Fair in Oslo began Cup")
+    step.rehearse(tmp_path, [labelled], [raw], [])
+    assert describe(raw) == ["", "", "O", "B-LOC", "O", ""]
+    targets = raw.user_data["tag_targets"]
+    assert targets.any(1).tolist() == [False, False, True, True, True, False]
+    assert targets[3].argmax() == 8 and targets[[2, 4]].argmax(1).tolist() == [0, 0]
+    assert raw.has_annotation("SENT_START") and raw[0].tag_ == "NN"
+
+
+def test_without_new_labels_a_text_has_all_that_the_pipeline_says(oracle: Oracle, tmp_path: Path) -> None:
+    raw = create_doc("The Fair in Oslo")
+    step.rehearse(tmp_path, [create_doc("Oslo sleeps", (0, 1, "LOC"))], [raw], [])
+    assert describe(raw) == ["O", "O", "O", "B-LOC"] and raw.user_data["tag_targets"].any(1).all()
+
+
+def test_a_pipeline_goes_on_with_a_new_label(
+    tmp_path: Path, trained: Path, new_corpus: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Taught, trained, found again, and refused where the teaching is of another pipeline."""
+    corpus = Path(shutil.copytree(new_corpus, tmp_path / "more"))
+    options: dict[str, Any] = {"epochs": "1", "train_on": "taught", "start": trained}
+    with pytest.raises(StepError, match="has no taught"):
+        train(CONFIG, tmp_path / "run", corpus, tiny_encoder, **options)
+    with pytest.raises(StepError, match="has teachers, and a pipeline to go on from"):
+        teach(corpus, str(trained), start=trained)
+    teach(corpus, start=trained)
+    assert "where LOC, PER are, the pipeline says" in words(capsys.readouterr().out)
+    taught = read_docs(corpus / "taught.spacy")
+    gold = read_docs(corpus / "train.spacy")
+    pipeline: Any = spacy.load(trained)
+    for doc, original in zip(taught, gold, strict=True):
+        posteriors = predict(pipeline, original, with_starts=True)
+        outside = [token.i for token in original if token.ent_iob_ == "O"]
+        known = [0, *range(5, 13)]
+        np.testing.assert_allclose(doc.user_data["tag_targets"][outside][:, known], posteriors[outside], atol=1e-3)
+        assert [ent.text for ent in doc.ents if ent.label_ == "EVENT"] == [ent.text for ent in original.ents]
+    before = sha256(trained)
+    train(CONFIG, tmp_path / "run", corpus, tiny_encoder, **options)
+    record = read_json(tmp_path / "run/model-best/provenance.json")
+    assert record["inputs"]["start"] == before == sha256(trained) and not record["resumed"]
+    assert record["inputs"]["corpus"]["dev"] == sha256(corpus / "taught-dev.spacy")
+    nlp_after: Any = spacy.load(tmp_path / "run/model-best")
+    assert nlp_after.get_pipe("ner").labels == ("EVENT", "LOC", "PER") and "tagger" in nlp_after.pipe_names
+    capsys.readouterr()
+    train(CONFIG, tmp_path / "run", corpus, tiny_encoder, **options)
+    assert "is trained already" in words(capsys.readouterr().out)
+    with pytest.raises(StepError, match="has no taught"):
+        train(CONFIG, tmp_path / "run", corpus, tiny_encoder, **options | {"start": tmp_path / "run/model-best"})
+    with pytest.raises(StepError, match="has no taught"):
+        train(CONFIG, tmp_path / "run", corpus, tiny_encoder, **options | {"start": None})
 
 
 # Training
