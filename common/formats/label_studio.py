@@ -150,7 +150,7 @@ def _find_annotator(row: dict[str, Any]) -> object:
 
 
 def _name_sources(annotation: Annotation, suggested: Iterable[Span]) -> Annotation:
-    """Say who suggested the spans that were accepted: an export has only the number of the prediction."""
+    """Say who suggested the spans that were accepted: an export need not have more of that than a number."""
     places = {(span.start, span.end, span.label): span for span in suggested}
     spans = [
         places.get((span.start, span.end, span.label), span) if span.source == PREDICTED else span

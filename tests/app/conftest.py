@@ -30,9 +30,9 @@ def analyses(annotator: Annotator) -> list[Analysis]:
     return annotator.annotate([TEXT, "Mira Solberg left Turku ."])
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     """Wait for a condition, which something else than this thread brings about."""
-    end = time.monotonic() + guard(20)
+    end = time.monotonic() + guard(seconds)
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.01)

@@ -296,6 +296,20 @@ def test_label_studio_s_export_keeps_who_suggested_what_and_how_long_it_took(tmp
     assert entry.task.annotations[0].spans[0].source == "prediction"
 
 
+def test_an_export_that_label_studio_wrote_is_read() -> None:
+    """Spans accepted, changed, removed and added after an emoji; then a text that was skipped, and one not begun."""
+    path = Path(__file__).with_name("label-studio-1.23.2.json")
+    text = json.loads(path.read_text("utf8"))[0]["data"]["text"]
+    mira = Span(start=2, end=14, label="PER", score=0.98, source="en_demo-1.0.0")
+    turku = Span(start=47, end=52, label="LOC", score=0.9, source="en_demo-1.0.0")
+    steel, ola = Span(start=18, end=31, label="ORG"), Span(start=58, end=68, label="PER")
+    known = Task(document=Document(id="ship", text=text), suggestions=[mira, turku])
+    ship, rain, new = read("label-studio", path, Options(annotator="ada"), known)
+    assert [annotation.spans for annotation in ship.task.annotations] == [[mira, steel, turku, ola]]
+    assert [annotation.status for annotation in rain.task.annotations] == ["skipped"]
+    assert not new.task.annotations and not (ship.findings or rain.findings or new.findings)
+
+
 def test_label_studio_s_old_exports_count_utf16(tmp_path: Path) -> None:
     path = write_list(tmp_path / "export.json", exported(region(3, 15, "Mira Solberg", "PER", origin="manual")))
     assert read("label-studio", path)[0].task.annotations[0].spans == [MIRA]
