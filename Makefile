@@ -13,7 +13,7 @@ WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all distill continue $(STEPS) experiments document clean app serve bench bench-full ablation curve continuing test test-slow check
+.PHONY: quickstart all distill continue $(STEPS) synthesize synthetic experiments document clean app serve bench bench-full ablation curve continuing test test-slow check
 
 quickstart: .venv/installed
 	$(STEP) all quickstart
@@ -23,6 +23,9 @@ all distill continue $(STEPS) clean: .venv/installed
 
 app experiments document: .venv/installed
 	$(BIN)/python -m spacy project run $@
+
+synthesize: .venv/installed-synthesize
+	$(STEP) synthesize $(RUN) $(VARS)
 
 # Not through the project, which kills what Ctrl-C does not end at once
 serve: .venv/installed
@@ -42,6 +45,9 @@ curve: .venv/installed-bench .venv-peers/installed
 
 continuing: .venv/installed-bench
 	$(STEP) continuing $(RUN) $(VARS)
+
+synthetic: .venv/installed-bench .venv/installed-synthesize
+	$(STEP) synthetic $(RUN) $(VARS)
 
 # The fast tests, some minutes
 test: .venv/installed
@@ -64,6 +70,10 @@ check: .venv/installed
 
 .venv/installed-bench: .venv/installed requirements-bench.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-bench.txt --constraint constraints.txt
+	touch $@
+
+.venv/installed-synthesize: .venv/installed requirements-synthesize.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-synthesize.txt --constraint constraints.txt
 	touch $@
 
 .venv-peers/installed: requirements-peers.txt constraints-peers.txt

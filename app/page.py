@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import html
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +19,8 @@ from app.annotating import SHOWN_LENGTH, escape_markdown, show_annotation
 from app.exports import export_analyses
 from app.files import check_size, read_upload
 from app.masked import MASK, load_masked, predict_masked
-from app.questions import ENDPOINT, Answer, ask, draft
+from app.questions import Answer, ask, draft
+from common.chat import find_chat
 from common.errors import StepError
 from common.formatting import highlight
 from common.records import read_json
@@ -356,8 +356,8 @@ def show_answers(analyses: list[Analysis], titles: list[str]) -> None:
     with st.form("question", border=False):
         question = st.text_input("Question about the documents", placeholder="Who is mentioned?", max_chars=1000)
         sent = st.form_submit_button("Ask")
-    if url := os.environ.get(ENDPOINT):
-        st.text(f"Questions and the quotes of answers are sent to {url}.")
+    if chat := find_chat():
+        st.text(f"Questions and the quotes of answers are sent to {chat.host}.")
     if sent and question.strip():
         with st.spinner("Looking"):
             st.session_state.answer = (question, draft(ask(analyses, question), question))

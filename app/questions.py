@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-import requests
 from pydantic import BaseModel, Field
 
 from app.annotate import Analysis, ConceptOut, Layer, SpanOut
+from common.chat import ChatError, find_chat
 
-ENDPOINT, ENDPOINT_MODEL, ENDPOINT_KEY = (f"BERT_NER_LLM_{name}" for name in ("URL", "MODEL", "KEY"))
 NEEDED: tuple[Layer, ...] = ("sentences", "entities", "concepts")  # what `ask` reads of an analysis
 MAX_QUOTES = 8  # sentences that an answer shows
 MAX_LISTED = 50  # names that an answer lists
@@ -250,29 +248,17 @@ def draft(answer: Answer, question: str, timeout: float = 30) -> Answer:
 
     answer (Answer): The answer of the rules.
     question (str): The question.
-    timeout (float): Seconds to wait for the connection, and for each part of the reply.
+    timeout (float): Seconds to wait for the reply.
     RETURNS (Answer): An answer with the same evidence. If the endpoint fails, the answer of the rules with a warning.
     """
-    url = os.environ.get(ENDPOINT)
-    if not url or not answer.evidence:
+    chat = find_chat()
+    if chat is None or not answer.evidence:
         return answer
     quotes = "\n".join(f"[{number}] {quote.text}" for number, quote in enumerate(answer.evidence, 1))
     prompt = f"Question: {question}\n\nQuotes:\n{quotes}\n\nFound by rules: {answer.text}"
     system = "Answer in at most three sentences, from the quotes alone, citing them as [1]. If they do not say, say so."
-    key = os.environ.get(ENDPOINT_KEY)
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
     try:
-        reply = requests.post(
-            f"{url.rstrip('/')}/chat/completions",
-            json={"model": os.environ.get(ENDPOINT_MODEL, "default"), "messages": messages, "temperature": 0},
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=timeout,
-            allow_redirects=False,
-        )
-        reply.raise_for_status()
-        text = reply.json()["choices"][0]["message"]["content"].strip()
-        if not text:
-            raise ValueError("an empty answer")
-    except (requests.RequestException, LookupError, TypeError, AttributeError, ValueError) as error:
-        return answer.model_copy(update={"warning": f"The language model gave no answer: {type(error).__name__}."})
-    return answer.model_copy(update={"text": text, "generated": True})
+        reply = chat.ask(prompt, system, {"temperature": 0}, timeout)
+    except ChatError as error:
+        return answer.model_copy(update={"warning": f"The language model gave no answer: {error.reason}."})
+    return answer.model_copy(update={"text": reply.text, "generated": True})

@@ -17,22 +17,28 @@ from common.records import digest, read_json, record_inputs, sha256
 BEST, LAST = "model-best", "model-last"  # the names that spaCy gives
 TAUGHT = "taught"  # train.spacy with what teachers say of it, and texts of which only they say something
 TAUGHT_DEV = "taught-dev"  # dev.spacy with what the pipeline that a training goes on from says of other labels
+MIXED = "mixed"  # train.spacy and synthetic texts
 DIVERGED = "The training diverged"  # how the error begins that train gives then
 
 
 def find_taught(corpus: Path, train_on: str, start: Path | None = None) -> dict[str, Any]:
-    """Find whose probabilities of tags a training learns.
+    """Find what a training learns from beside the corpus: whose probabilities of tags, or what synthetic texts.
 
     corpus (Path): Folder with train.spacy and, if teachers have annotated it, taught.spacy and taught.json.
     train_on, start: As the command `train` takes them. A pipeline to go on from is the only teacher.
     RETURNS (dict[str, Any]): Nothing for "train". For "taught", `taught`: a digest of each of the `teachers` and a hash
-        of each of the `texts`, as `teach` recorded them.
+        of each of the `texts`, as `teach` recorded them. For "mixed" what `find_mixed` returns.
     RAISES (StepError): If `train_on` is neither, or if the teachers have not annotated the present corpus.
     """
     if train_on == "train":
         return {}
+    if train_on == MIXED:
+        return find_mixed(corpus)
     if train_on != TAUGHT:
-        raise StepError(f"train_on is {train_on!r}.", f"It is train, or {TAUGHT} for a run with teachers.")
+        raise StepError(
+            f"train_on is {train_on!r}.",
+            f"It is train, {TAUGHT} for a run with teachers, or {MIXED} for one with synthetic texts.",
+        )
     inputs = read_json(corpus / f"{TAUGHT}.json").get("inputs", {})
     present: dict[str, Any] = {"train": sha256(corpus / "train.spacy")}
     if start:
@@ -45,6 +51,22 @@ def find_taught(corpus: Path, train_on: str, start: Path | None = None) -> dict[
             "follows.",
         )
     return {TAUGHT: {name: inputs[name] for name in ("teachers", "texts")}}
+
+
+def find_mixed(corpus: Path) -> dict[str, Any]:
+    """Find what synthetic texts a training learns from.
+
+    corpus (Path): Folder with train.spacy, mixed.spacy and mixed.json.
+    RETURNS (dict[str, Any]): `mixed`: how they were made, and their share, as `synthesize` recorded it.
+    RAISES (StepError): If no synthetic texts were mixed into the present train.spacy.
+    """
+    record = read_json(corpus / f"{MIXED}.json")
+    if not (corpus / f"{MIXED}.spacy").exists() or record.get("train") != sha256(corpus / "train.spacy"):
+        raise StepError(
+            f"{corpus} has no {MIXED}.spacy that was made from its present train.spacy.",
+            "Run synthesize first, with a synthetic_share above 0: make synthesize RUN=<run>",
+        )
+    return {MIXED: record["inputs"]}
 
 
 def find_trained(folder: Path, inputs: dict[str, Any]) -> Path | None:

@@ -32,6 +32,25 @@ def newest_wheel(folder: Path) -> Path:
     return wheel
 
 
+def fetch_wheel(requirements: Path, folder: Path) -> Path:
+    """Fetch the one wheel that a requirements file pins by its hash, with pip, and without what it depends on.
+
+    requirements (Path): The file.
+    folder (Path): Where the wheel shall lie.
+    RETURNS (Path): The wheel.
+    RAISES (StepError): If pip cannot have it, or has another one.
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "-r", str(requirements), "-d", str(folder)], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("WARNING"))
+        raise StepError(
+            f"pip could not fetch the package in {requirements}:\n{reason.strip()}",
+            "Check the network and pip's index.",
+        )
+    return next(folder.glob("*.whl"))
+
+
 def install(wheel: Path, target: Path) -> str:
     """Install a wheel in a folder, without what it depends on.
 

@@ -100,6 +100,7 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
         "select",
         "download",
         "debug",
+        "synthesize",
         "teach",
         "audit",
         "experiments",

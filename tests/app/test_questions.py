@@ -2,12 +2,8 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,6 +13,7 @@ from hypothesis import strategies as st
 from app.annotate import Analysis, EntityOut, SpanOut
 from app.questions import Answer, ask, draft
 from tests.app.conftest import found_in
+from tests.endpoint import Endpoint, serving
 
 
 @pytest.mark.parametrize(
@@ -83,42 +80,11 @@ def test_the_texts_are_searched_once_however_long_the_question(monkeypatch: pyte
 # The language model
 
 
-class Endpoint(ThreadingHTTPServer):
-    """A language model that says what it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[tuple[str, str | None, dict[str, object]]] = []
-        self.status, self.body, self.delay = 200, b"", 0.0
-
-    def say(self, text: object) -> None:
-        self.body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, self.headers["Authorization"], body))
-        time.sleep(self.server.delay)
-        with suppress(BrokenPipeError):  # who asked may be gone
-            self.send_response(self.server.status)
-            self.end_headers()
-            self.wfile.write(self.server.body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    server = Endpoint()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setenv("BERT_NER_LLM_URL", f"http://127.0.0.1:{server.server_port}/v1/")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        monkeypatch.setenv("BERT_NER_LLM_URL", f"{server.url}/")
+        yield server
 
 
 def test_a_language_model_words_the_answer_on_the_same_evidence(
