@@ -23,7 +23,6 @@ from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
-from common.models import train_aside
 from benchmarks.curve import choose_sizes, write_draw
 from benchmarks.harness import PIPELINE, choose, machine
 from common import synthesis
@@ -31,6 +30,7 @@ from common.alignment import create_reader
 from common.chat import Chat, find_chat
 from common.corpora import read_docs
 from common.errors import StepError, main
+from common.models import train_aside
 from common.records import SPLITS, code_digest, digest, made, read_json, record_inputs, sha256, write_json, writes
 from common.scoring import create_examples, predict
 from common.statistics import bootstrap, f_score, interval

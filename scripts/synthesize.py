@@ -16,6 +16,7 @@ import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from common.alignment import create_reader
 from common.corpora import read_docs
 from common.errors import StepError, main
+from common.models import MIXED
 from common.records import code_digest, digest, made, record_inputs, sha256, staged, write_json, writes
 from common.synthesis import (
     REASONS,
@@ -32,7 +33,6 @@ from common.synthesis import (
     read_settings,
     recombine,
 )
-from common.models import MIXED
 
 SYNTHETIC = "synthetic"
 CODE = Path(__file__).parent.parent / "common/synthesis.py"
