@@ -254,17 +254,18 @@ def _if_loadable(model: Path) -> Path | None:
 
 
 def resume_config(config: Path, start: Path, path: Path) -> Path:
-    """Write a config that takes all components, with their weights, from the pipeline `start`.
+    """Write a config that takes all components that there are, with their weights, from the pipeline `start`.
 
     config (Path): The training config.
-    start (Path): The pipeline.
+    start (Path): The pipeline, which may have no tagger.
     path (Path): Where to write the new config.
     RETURNS (Path): The same.
     """
     resumed = Config().from_disk(config, interpolate=False)
-    for name in resumed["nlp"]["pipeline"]:
-        if name in resumed["components"] and (start / name).exists():
-            resumed["components"][name] = {"source": str(start)}
+    own, known = resumed["components"], Config().from_disk(start / "config.cfg", interpolate=False)["components"]
+    # A component that `start` lacks refers to settings of others, such as the width of their vectors.
+    filled = Config(resumed | {"components": own | known}).interpolate()["components"]
+    resumed["components"] = {name: {"source": str(start)} if (start / name).exists() else filled[name] for name in own}
     resumed.to_disk(path)
     return path
 

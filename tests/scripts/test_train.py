@@ -27,6 +27,7 @@ from common.records import read_json, sha256
 from common.scoring import create_examples, record_tags
 from common.statistics import number_tags, score_tags
 from common.training import without_pooler_warning
+from scripts import train as step
 from scripts.convert import convert
 from scripts.train import find_whole, train
 from tests.conftest import ROOT, guard, python, words, write_corpus
@@ -275,3 +276,22 @@ def test_a_corpus_without_parts_of_speech_trains_no_tagger(tmp_path: Path, tiny_
     nlp = spacy.load(tmp_path / "run" / "model-best")
     assert nlp.pipe_names == ["transformer", "tok2vec", "senter", "ner", "doc_cleaner"]
     assert set(nlp.pipe_labels["ner"]) == {"person", "city"}
+
+
+def test_what_goes_on_from_a_pipeline_without_a_tagger_gets_one_where_there_are_tags(
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption in between changes nothing: what is trained goes on from the checkpoint, not from the start."""
+    convert(write_corpus(tmp_path / "assets", "Mira B-person\nsleeps O\n\nTurku B-city\n"), tmp_path / "corpus")
+    train(CONFIG, tmp_path / "plain", tmp_path / "corpus", tiny_encoder, epochs="1")
+    start = tmp_path / "plain/model-best"
+    train(CONFIG, tmp_path / "same", tmp_path / "corpus", tiny_encoder, epochs="1", start=start)
+    assert "tagger" not in spacy.load(tmp_path / "same/model-best").pipe_names
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(step, "calibrate", mock.Mock(side_effect=KeyboardInterrupt))
+        train(CONFIG, tmp_path / "more", tiny_corpus, tiny_encoder, epochs="1", start=start)
+    train(CONFIG, tmp_path / "more", tiny_corpus, tiny_encoder, epochs="1", start=start)
+    nlp = spacy.load(tmp_path / "more/model-best")
+    assert "tagger" in nlp.pipe_names and nlp.pipe_labels["ner"] == ["LOC", "PER", "city", "person"]
+    assert read_json(tmp_path / "more/model-best/provenance.json")["resumed"]
+    assert not list((tmp_path / "more").glob("unfinished-*"))
