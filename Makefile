@@ -7,13 +7,13 @@ RUN ?= conll2003
 # More variables, which come before those of the run's file: VARS="--vars.seed 1"
 VARS ?=
 STEP := $(BIN)/python -m scripts.run
-STEPS := gather prelabel select export-tasks import-annotations adjudicate split audit download convert explore debug teach train assemble evaluate analyze concepts compare package verify report reference
+STEPS := gather prelabel select export-tasks import-annotations adjudicate split audit download convert explore debug teach train assemble evaluate analyze concepts compare package verify report reference corrupt effort
 PORT ?= 8000
 WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all distill continue $(STEPS) synthesize synthetic experiments document clean app serve bench bench-full ablation curve continuing test test-slow check
+.PHONY: quickstart all distill continue $(STEPS) synthesize synthetic experiments document clean app serve bench bench-full ablation curve forecast continuing test test-slow check
 
 quickstart: .venv/installed
 	$(STEP) all quickstart
@@ -48,6 +48,10 @@ continuing: .venv/installed-bench
 
 synthetic: .venv/installed-bench .venv/installed-synthesize
 	$(STEP) synthetic $(RUN) $(VARS)
+
+# The curve of our pipeline alone, and what more documents would bring
+forecast: .venv/installed
+	$(STEP) curve $(RUN) --vars.contenders ours --vars.sizes quarter,half,all $(VARS)
 
 # The fast tests, some minutes
 test: .venv/installed

@@ -3,7 +3,8 @@
 Each draw puts the training documents into another order, and the first of them are a smaller corpus, so that the
 corpora of a draw lie within each other. Dev and test stay whole for every contender, because the best weights are
 chosen on dev and the scores of entities are calibrated there. Results are found again by their inputs, so that after
-an interruption the same command goes on where it was.
+an interruption the same command goes on where it was. From three numbers of documents on, it forecasts what more
+documents would bring.
 """
 
 from __future__ import annotations
@@ -29,17 +30,19 @@ from wasabi import msg
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from benchmarks.ablation import OURS, USUAL, USUAL_SETTINGS, score_usual
 from benchmarks.contenders import explosion, huggingface, span_marker
+from benchmarks.forecast import forecast
 from benchmarks.harness import PIPELINE, Worker, choose, find_python, machine
 from common import scoring
 from common.corpora import read_docs, split_sentences
 from common.errors import StepError, main
 from common.figures import Figures, save_figures, scale_log
-from common.formatting import describe_threshold, tabulate_curve
+from common.formatting import describe_forecast, describe_threshold, tabulate_curve
 from common.models import TAUGHT, train_aside
 from common.records import SPLITS, code_digest, digest, read_json, record_inputs, sha256, write_json, writes
 from common.training import EVALUATIONS, FEWEST_STEPS, prepare
 
 SIZES = "10,25,50,100,200,all"
+SHARES = {"quarter": 4, "half": 2, "all": 1}  # the divisor of the number of documents
 SCORED = ("dev", "test")
 TAUGHT_OURS, EXPLOSION, SPAN_MARKER = "ours with teachers", "explosion", "span-marker"
 CONTENDERS = (OURS, TAUGHT_OURS, USUAL, EXPLOSION, SPAN_MARKER)
@@ -70,7 +73,7 @@ def curve(
     corpus: Annotated[Path, typer.Argument(help="Folder with train.spacy, dev.spacy, test.spacy", exists=True)],
     encoder: Annotated[Path, typer.Argument(help="Folder of the encoder", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="Folder for curve.json and curve.svg")],
-    sizes: Annotated[str, typer.Option(help="Numbers of documents, or all, with commas between")] = SIZES,
+    sizes: Annotated[str, typer.Option(help="Numbers of documents, quarter, half or all, by commas")] = SIZES,
     draws: Annotated[int, typer.Option(help="How many, from 0; a draw is the seed of its trainings too", min=1)] = 3,
     only: Annotated[str, typer.Option(help="Some contenders, with commas between")] = "",
     peers: Annotated[Path | None, typer.Option(help="Python of the environment of other libraries")] = None,
@@ -160,6 +163,7 @@ def curve(
     header, rows = tabulate_curve(record)
     msg.table(rows, header=header, divider=True)
     msg.text(describe_threshold(record))
+    msg.text(describe_forecast(record))
     msg.good(f"Wrote {path} and curve.svg")
     msg.info(f"The report has them when it is written again: python -m scripts.report scripts/report.html {metrics}")
 
@@ -167,15 +171,15 @@ def curve(
 def choose_sizes(sizes: str, total: int) -> list[int]:
     """Choose how many documents to train on.
 
-    sizes (str): Numbers, or `all`, with commas between.
+    sizes (str): Numbers, or names of SHARES, with commas between.
     total (int): How many documents there are. Larger numbers are left out, with a warning.
     RETURNS (list[int]): The numbers, from the lowest.
     RAISES (StepError): If there is none, or if something else stands there.
     """
     parts = [part.strip() for part in sizes.split(",")]
-    if not all(part == "all" or (part.isdecimal() and int(part)) for part in parts):
+    if not all(part in SHARES or (part.isdecimal() and int(part)) for part in parts):
         raise StepError(f"{sizes!r} are no numbers of documents.", f"For example: --sizes {SIZES}")
-    numbers = {total if part == "all" else int(part) for part in parts}
+    numbers = {max(1, total // SHARES[part]) if part in SHARES else int(part) for part in parts}
     if larger := sorted(number for number in numbers if number > total):
         msg.warn(f"Left out, since the corpus has {total} training documents: {', '.join(map(str, larger))}")
     if not (chosen := sorted(numbers - {*larger})):
@@ -186,20 +190,40 @@ def choose_sizes(sizes: str, total: int) -> list[int]:
 def write_draw(corpus: Path, documents: int, draw: int, folder: Path) -> Path:
     """Write a corpus with some of the training documents. Those of fewer documents are among those of more.
 
-    The documents keep their order. With all of them the corpus is therefore the same as before, and a model that
-    `train` or `ablation` has made of it is found again; the draws then differ by the seed alone.
-
     corpus (Path): Folder with train.spacy, dev.spacy, test.spacy.
     documents (int): How many to take.
     draw (int): Seed of their choice.
     folder (Path): The new corpus, which is made.
     RETURNS (Path): The same folder.
     """
+    return write_part(corpus, draw_order(len(read_docs(corpus / "train.spacy")), draw)[:documents], folder)
+
+
+def draw_order(total: int, draw: int) -> list[int]:
+    """The order of a draw, as the numbers of the training documents.
+
+    total (int): How many documents there are.
+    draw (int): Seed of the order.
+    RETURNS (list[int]): The numbers.
+    """
+    return [int(number) for number in np.random.default_rng(draw).permutation(total)]
+
+
+def write_part(corpus: Path, chosen: Iterable[int], folder: Path) -> Path:
+    """Write a corpus with some of the training documents, and all of dev and test.
+
+    The documents keep their order. With all of them the corpus is therefore the same as before, and a model that
+    `train` or `ablation` has made of it is found again; the draws then differ by the seed alone.
+
+    corpus (Path): Folder with train.spacy, dev.spacy, test.spacy.
+    chosen (Iterable[int]): The numbers of the documents.
+    folder (Path): The new corpus, which is made.
+    RETURNS (Path): The same folder.
+    """
     shutil.copytree(corpus, folder, ignore=lambda _, names: [name for name in names if not name.endswith(".spacy")])
-    docs = read_docs(corpus / "train.spacy")
-    if documents < len(docs):
-        chosen = sorted(np.random.default_rng(draw).permutation(len(docs))[:documents])
-        DocBin(docs=[docs[i] for i in chosen], store_user_data=True).to_disk(folder / "train.spacy")
+    docs, numbers = read_docs(corpus / "train.spacy"), sorted(chosen)
+    if len(numbers) < len(docs):
+        DocBin(docs=[docs[i] for i in numbers], store_user_data=True).to_disk(folder / "train.spacy")
     return folder
 
 
@@ -305,8 +329,9 @@ def summarize(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
         trained too. Ours has also `shipped`, F1 on test as shipped, and `calibration`: its error on test; `sure`: in
         how many draws dev gave a threshold; means of `precision` and `recall` on test from there on, over these draws.
         `sure_from`: from how many documents on dev gave a threshold in all draws, or None; `min_precision` that the
-        threshold is for.
+        threshold is for. `forecast`: as `forecast` returns it for test F1 of ours.
     """
+    runs = list(runs)
     groups: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in CONTENDERS}
     for run in runs:
         groups[run["contender"]].setdefault(run["documents"], []).append(run)
@@ -324,7 +349,13 @@ def summarize(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
         if point["calibration"]["sure"] < point["draws"]:
             break
         sure_from = point["documents"]
-    return {"summary": summary, "sure_from": sure_from, "min_precision": scoring.MIN_PRECISION}
+    ours = [(run["documents"], run["test"]) for run in runs if run["contender"] == OURS]
+    return {
+        "summary": summary,
+        "sure_from": sure_from,
+        "min_precision": scoring.MIN_PRECISION,
+        "forecast": forecast(*zip(*ours, strict=True)) if ours else None,
+    }
 
 
 def summarize_draws(documents: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -380,6 +411,8 @@ def draw_curve(record: dict[str, Any]) -> Any:
                 100 * np.array([point[split][key] for point in points]) for key in ("mean", "lowest", "highest")
             )
             axes.errorbar(sizes, means, [means - lowest, highest - means], marker="o", capsize=3, label=name)
+        if split == "test" and record["forecast"]:
+            draw_forecast(axes, record["summary"][OURS], record["forecast"])
         scale_log(axes)
         axes.set_xticks(sorted({point["documents"] for points in record["summary"].values() for point in points}))
         axes.minorticks_off()
@@ -389,10 +422,27 @@ def draw_curve(record: dict[str, Any]) -> Any:
     return figure
 
 
+def draw_forecast(axes: Any, points: list[dict[str, Any]], forecast: dict[str, Any]) -> None:
+    """Draw the law of ours, and how far it goes with more documents.
+
+    axes (Any): matplotlib's, with test F1 in percent over the number of documents.
+    points (list[dict[str, Any]]): Of ours, as `summarize` returns them.
+    forecast (dict[str, Any]): As `forecast` returns it.
+    """
+    a, b, c = (forecast["law"][name] for name in "abc")
+    most = forecast["documents"] + forecast["more"]
+    sizes = np.geomspace(points[0]["documents"], most)
+    axes.plot(sizes, 100 * (1 - a * sizes**-b - c), linestyle=":", color="black", label="forecast")
+    expected, *ends = (points[-1]["test"]["mean"] + gain for gain in (forecast["gain"], *forecast["interval"]))
+    low, high = (100 * abs(end - expected) for end in ends)
+    axes.errorbar([most], [100 * expected], [[low], [high]], marker="o", capsize=3, color="black")
+
+
 FIGURES: Figures = {
     "curve": (
         draw_curve,
-        "F1 with gold sentences over the number of training documents: mean, lowest and highest of the draws.",
+        "F1 with gold sentences over the number of training documents: mean, lowest and highest of the draws. Dotted: "
+        "the power law of ours and its forecast with a 95% interval.",
     )
 }
 

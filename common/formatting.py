@@ -49,7 +49,7 @@ def tabulate_curve(curve: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     curve (dict[str, Any]): As it writes it.
     RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each number of training documents: test F1 of
         each contender; then of ours how many documents the usual fine-tune needs for the same, F1 as shipped, the
-        calibration error, and precision and recall at the threshold.
+        calibration error, and precision and recall at the threshold. If there is a forecast, it is the last row.
     """
     points = {name: {point["documents"]: point for point in group} for name, group in curve["summary"].items()}
     ours, usual = (points.get(name, {}) for name in ("ours", "usual fine-tune"))
@@ -89,6 +89,12 @@ def tabulate_curve(curve: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "calibration error",
         "precision and recall at the threshold",
     ]
+    if ahead := curve.get("forecast"):
+        now = ours[ahead["documents"]]["test"]["mean"]
+        expected, *ends = (percent(now + gain) for gain in (ahead["gain"], *ahead["interval"]))
+        row = [f"{ahead['documents'] + ahead['more']:,} (forecast)", *"–" * (len(header) - 1)]
+        row[header.index("ours")] = f"{expected} ({' to '.join(ends)})"
+        rows.append(row)
     return header, rows
 
 
@@ -109,6 +115,91 @@ def describe_threshold(curve: dict[str, Any]) -> str:
         return f"Even with most documents, dev does not give a threshold of the score for {least} in all draws."
     start = f"From {curve['sure_from']:,} training documents on"
     return f"{start}, dev gives a threshold of the score for {least} in all draws."
+
+
+def describe_forecast(curve: dict[str, Any]) -> str:
+    """Say in a sentence what more training documents would bring, and how sure that is.
+
+    curve (dict[str, Any]): As benchmarks/curve.py writes it.
+    RETURNS (str): The sentence; nothing if there is no forecast.
+    """
+    if not (ahead := curve.get("forecast")):
+        return ""
+    gain, low, high = (f"{100 * value:+.1f}" for value in (ahead["gain"], *ahead["interval"]))
+    text = (
+        f"Another {ahead['more']:,} training documents would change the F1 of ours on test by about {gain} points (95% "
+        f"interval {low} to {high}), if the power law through {ahead['sizes']} numbers of documents holds on."
+    )
+    if ahead["interval"][0] <= 0:
+        text += " The trainings scatter so much that this may be nothing: more draws or sizes would tell."
+    return text
+
+
+def tabulate_effort(effort: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what benchmarks/effort.py measured as a table.
+
+    effort (dict[str, Any]): As it writes it.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each number of annotated documents: for each
+        order test F1, and keys and clicks for an entity of the batch that came last, with suggestions and from nothing.
+    """
+    points = {name: {point["documents"]: point for point in group} for name, group in effort["summary"].items()}
+    header = ["annotated documents"]
+    for name in points:
+        header += [f"{name}: test F1", f"{name}: keys and clicks for an entity"]
+    rows = []
+    for documents in sorted({documents for group in points.values() for documents in group}):
+        row = [f"{documents:,}"]
+        for group in points.values():
+            if point := group.get(documents):
+                actions = "–" if point["actions"] is None else f"{point['actions']:.2f}"
+                row += [_spread(point["test"]), f"{actions} ({point['from_nothing']:.2f} from nothing)"]
+            else:
+                row += ["–", "–"]
+        rows.append(row)
+    return header, rows
+
+
+def describe_effort(effort: dict[str, Any]) -> str:
+    """Say in a sentence or two what suggestions save, and what the order of `select` saves.
+
+    effort (dict[str, Any]): As benchmarks/effort.py writes it.
+    RETURNS (str): The sentences; nothing if too little was measured.
+    """
+    saved = [f"{percent(share)}% ({name})" for name, share in effort["saved"].items() if share is not None]
+    parts = []
+    if saved:
+        start = f"After the first {effort['start']} documents"
+        parts.append(f"{start}, suggestions save {' and '.join(saved)} of the keys and clicks.")
+    if effort["needed"]:
+        needed = [
+            f"{number:,.0f} ({split})" if number is not None else f"more than {effort['target']:,} ({split})"
+            for split, number in effort["needed"].items()
+        ]
+        reach = f"the F1 that {effort['target']:,} documents at random give"
+        parts.append(f"In the order of select, {' and '.join(needed)} documents reach {reach}.")
+    return " ".join(parts)
+
+
+def tabulate_corruption(corrupt: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what benchmarks/corrupt.py measured as a table.
+
+    corrupt (dict[str, Any]): As it writes it.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each kind of error, then for all: how many
+        labels were corrupted, how many of these are among the first findings, how many of the first findings are of
+        this kind, and what share of them was corrupted.
+    """
+    header = ["kind", "corrupted", "of these found", "first findings", "of these corrupted"]
+    rows = [
+        [
+            kind,
+            f"{row['corrupted']:,}",
+            percent(row["found"] / row["corrupted"] if row["corrupted"] else None),
+            f"{row['findings']:,}",
+            percent(row["precision"]),
+        ]
+        for kind, row in corrupt["kinds"].items()
+    ]
+    return header, rows
 
 
 def percent(share: float | None) -> str:

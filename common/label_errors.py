@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import spacy
+import tqdm
 from spacy.tokens import Doc
 from spacy.training import Example
 
+import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from bert_ner.recognizer import find_entities, find_posteriors
+from common.corpora import CONTEXT
+from common.scoring import record_tags
 from common.statistics import number_tags
 
 Kind = Literal["type", "boundary", "missed", "spurious"]
@@ -49,12 +55,10 @@ def rank_label_errors(docs: Sequence[Doc], probabilities: Sequence[np.ndarray], 
     tags = ["O", *(f"{kind}-{label}" for label in labels for kind in "BILU")]
     findings: list[tuple[float, Finding]] = []
     gold = number_tags((Example(doc, doc) for doc in docs), tags)
-    for number, (doc, array, numbers) in enumerate(zip(docs, probabilities, gold, strict=True)):
-        words = np.array([not token.is_space for token in doc], dtype=bool)
-        places = np.flatnonzero(words).tolist()
-        sequence = [array[words]], [_find_starts(doc)[words]]
-        (found,), ((posteriors,), _) = find_entities(*sequence), find_posteriors(*sequence)
-        predicted: list[Entity] = [(places[start], places[end - 1] + 1, labels[name]) for start, end, name, _ in found]
+    decoded = decode(docs, probabilities, labels)
+    for number, (doc, array, numbers, predicted) in enumerate(zip(docs, probabilities, gold, decoded, strict=True)):
+        words = _find_words(doc)
+        (posteriors,), _ = find_posteriors([array[words]], [_find_starts(doc)[words]])
         gold_posteriors = np.ones(len(doc))  # white space and tags that the pipeline does not know count for nothing
         known = np.flatnonzero(numbers[words] >= 0)
         gold_posteriors[np.flatnonzero(words)[known]] = posteriors[known, numbers[words][known]]
@@ -67,6 +71,88 @@ def rank_label_errors(docs: Sequence[Doc], probabilities: Sequence[np.ndarray], 
             findings.append((worst, Finding(number, kind, annotated, guessed, 1 - worst)))
     # By the posterior, since scores close to 1 are the same number.
     return [finding for _, finding in sorted(findings, key=lambda pair: pair[0])]
+
+
+def predict(model: Path, docs: list[Doc]) -> tuple[list[np.ndarray], list[str]]:
+    """Predict the probabilities of the tags of documents.
+
+    model (Path): A trained pipeline.
+    docs (list[Doc]): The documents, of which only the words are read.
+    RETURNS (tuple[list[np.ndarray], list[str]]): For each document (tokens, 1 + 4 · labels), and the labels.
+    """
+    nlp = spacy.load(model)
+    recognizer: Any = nlp.get_pipe("ner")
+    words = (
+        Doc(
+            nlp.vocab,
+            words=[token.text for token in doc],
+            spaces=None if doc.has_unknown_spaces else [bool(token.whitespace_) for token in doc],
+        )
+        for doc in docs
+    )
+    with record_tags(nlp) as recorded:
+        for _ in tqdm.tqdm(nlp.pipe(words), "predicting", len(docs), unit="doc", disable=None):
+            pass
+    return recorded.probabilities, list(recognizer.labels)
+
+
+def describe(finding: Finding, doc: Doc) -> dict[str, Any]:
+    """Describe a finding in characters of its document.
+
+    finding (Finding): As `rank_label_errors` returns it.
+    doc (Doc): Its document.
+    RETURNS (dict[str, Any]): `kind` and `score`; `annotated` and `predicted`, each None or with `start`, `end`, `label`
+        and `text`; and `context`, some words on both sides.
+    """
+
+    def locate(entity: Entity | None) -> dict[str, Any] | None:
+        if entity is None:
+            return None
+        start, end, label = entity
+        span = doc[start:end]
+        return {"start": span.start_char, "end": span.end_char, "label": label, "text": span.text}
+
+    ends = [entity for entity in (finding.annotated, finding.predicted) if entity]
+    first, last = min(entity[0] for entity in ends), max(entity[1] for entity in ends)
+    return {
+        "kind": finding.kind,
+        "score": finding.score,
+        "annotated": locate(finding.annotated),
+        "predicted": locate(finding.predicted),
+        "context": doc[max(0, first - CONTEXT) : last + CONTEXT].text,
+    }
+
+
+def decode(docs: Sequence[Doc], probabilities: Sequence[np.ndarray], labels: Sequence[str]) -> list[list[Entity]]:
+    """Find the most probable entities of documents, whose sentence starts are known.
+
+    docs, probabilities, labels: As `rank_label_errors` takes them.
+    RETURNS (list[list[Entity]]): The entities of each document.
+    """
+    result: list[list[Entity]] = []
+    for doc, array in zip(docs, probabilities, strict=True):
+        words = _find_words(doc)
+        places = np.flatnonzero(words).tolist()
+        (found,) = find_entities([array[words]], [_find_starts(doc)[words]])
+        result.append([(places[start], places[end - 1] + 1, labels[name]) for start, end, name, _ in found])
+    return result
+
+
+def count_entities(docs: Sequence[Doc], predicted: Sequence[list[Entity]]) -> np.ndarray:
+    """Count entities, for `f_score` and `bootstrap`.
+
+    docs (Sequence[Doc]): Annotated documents.
+    predicted (Sequence[list[Entity]]): What a pipeline found in them.
+    RETURNS (np.ndarray): (documents, 3), int: correct, predicted, gold.
+    """
+    gold = [{(ent.start, ent.end, ent.label_) for ent in doc.ents} for doc in docs]
+    counts = [[len(right & {*found}), len(found), len(right)] for right, found in zip(gold, predicted, strict=True)]
+    return np.array(counts, dtype=int).reshape(-1, 3)
+
+
+def _find_words(doc: Doc) -> np.ndarray:
+    """Tell for each token whether it is more than white space: (tokens,), bool."""
+    return np.array([not token.is_space for token in doc], dtype=bool)
 
 
 def _find_starts(doc: Doc) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Labels that are probably wrong: each document is compared with a pipeline that was trained on the others."""
+"""Labels that are probably wrong: each document is compared with a pipeline that was trained on the others.
+
+The same pipelines tell how good one is that is trained on the documents: F1 of all of them, each scored by one that has
+not seen it. With few documents that says more than a small dev set.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import spacy
-import tqdm
 import typer
 from spacy.tokens import Doc, DocBin
 from wasabi import msg
 
-import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from common.agreement import decide
 from common.alignment import align, create_reader
 from common.annotations import STORE, open_store
-from common.corpora import CONTEXT, read_docs
+from common.corpora import read_docs
 from common.errors import StepError, main
+from common.formatting import percent
 from common.gpu import use_gpu
-from common.label_errors import Entity, Finding, rank_label_errors
+from common.label_errors import count_entities, decode, describe, predict, rank_label_errors
 from common.models import train_aside
 from common.records import check_run, staged, write_json
 from common.reviews import FINDINGS, LabelError, effective, is_settled
-from common.scoring import record_tags
 from common.splits import DOCUMENTS, stratify
+from common.statistics import bootstrap, f_score, interval
 from common.training import prepare
 
 DEV = 0.1  # of the documents to learn from; they choose the best weights and calibrate the scores
@@ -69,26 +71,37 @@ def audit(
     options: dict[str, Any] = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words, "seed": seed}
     findings: list[dict[str, Any]] = []
     unknown: Counter[str] = Counter()
+    counts: list[np.ndarray] = []
     for fold in range(folds):
         msg.divider(f"fold {fold + 1} of {folds}")
         held = [one for one, part in zip(documents, parts, strict=True) if part == fold]
         others = [one for one, part in zip(documents, parts, strict=True) if part != fold]
         model = train_on(others, config, training, encoder, gpu_id, options)
-        probabilities, labels = predict(model, [one.doc for one in held])
+        docs = [one.doc for one in held]
+        probabilities, labels = predict(model, docs)
+        counts.append(count_entities(docs, decode(docs, probabilities, labels)))
         unknown += Counter(ent.label_ for one in held for ent in one.doc.ents if ent.label_ not in labels)
-        ranked = rank_label_errors([one.doc for one in held], probabilities, labels)
-        findings += [describe(finding, held[finding.document]) for finding in ranked]
+        for finding in rank_label_errors(docs, probabilities, labels):
+            document = held[finding.document]
+            findings.append({"document": document.id, **describe(finding, document.doc)})
     findings.sort(key=lambda finding: -float(finding["score"]))
     found = len(findings)
     if where.name == STORE:  # read after the trainings, during which people go on
         changes = effective(open_store(folder).changes())
         findings = [one for one in findings if not is_settled(LabelError.model_validate(one), changes)]
+    scored = np.concatenate(counts)
+    f1, spread = float(f_score(scored.sum(0))), interval(bootstrap(scored[None]))
     with staged(folder, FINDINGS) as new:
-        record = {"source": str(where), "folds": folds, "documents": len(documents), "not_judged": dict(unknown)}
-        write_json(new / FINDINGS, record | {"findings": findings})
+        record = {"source": str(where), "folds": folds, "documents": len(documents), "f1": f1, "interval": spread}
+        write_json(new / FINDINGS, record | {"not_judged": dict(unknown), "findings": findings})
     show(findings, unknown)
     if found > len(findings):
         msg.info(f"Left out, because people have decided that the label is right: {found - len(findings)}")
+    low, high = map(percent, spread)
+    msg.text(
+        f"F1 of the {len(documents):,} documents, each scored by a pipeline that was trained on others: {percent(f1)} "
+        f"(95% interval {low} to {high})"
+    )
     msg.good(f"Wrote {folder / FINDINGS}: {len(findings)} places to look at, the most probable errors first")
 
 
@@ -156,58 +169,6 @@ def train_on(
             DocBin(store_user_data=True, docs=docs).to_disk(Path(corpus, f"{split}.spacy"))
         inputs, _ = prepare(config, Path(corpus), encoder, **options)
         return train_aside(inputs, config, training, Path(corpus), encoder, gpu_id=gpu_id, **options)
-
-
-def predict(model: Path, docs: list[Doc]) -> tuple[list[np.ndarray], list[str]]:
-    """Predict the probabilities of the tags of documents.
-
-    model (Path): A trained pipeline.
-    docs (list[Doc]): The documents, of which only the words are read.
-    RETURNS (tuple[list[np.ndarray], list[str]]): For each document (tokens, 1 + 4 · labels), and the labels.
-    """
-    nlp = spacy.load(model)
-    recognizer: Any = nlp.get_pipe("ner")
-    words = (
-        Doc(
-            nlp.vocab,
-            words=[token.text for token in doc],
-            spaces=None if doc.has_unknown_spaces else [bool(token.whitespace_) for token in doc],
-        )
-        for doc in docs
-    )
-    with record_tags(nlp) as recorded:
-        for _ in tqdm.tqdm(nlp.pipe(words), "predicting", len(docs), unit="doc", disable=None):
-            pass
-    return recorded.probabilities, list(recognizer.labels)
-
-
-def describe(finding: Finding, document: Labelled) -> dict[str, Any]:
-    """Describe a finding in characters of its document.
-
-    finding (Finding): As `rank_label_errors` returns it.
-    document (Labelled): Its document.
-    RETURNS (dict[str, Any]): The id of the `document`, `kind`, `score`; `annotated` and `predicted`, each None or with
-        `start`, `end`, `label` and `text`; and `context`, some words on both sides.
-    """
-    doc = document.doc
-
-    def locate(entity: Entity | None) -> dict[str, Any] | None:
-        if entity is None:
-            return None
-        start, end, label = entity
-        span = doc[start:end]
-        return {"start": span.start_char, "end": span.end_char, "label": label, "text": span.text}
-
-    ends = [entity for entity in (finding.annotated, finding.predicted) if entity]
-    first, last = min(entity[0] for entity in ends), max(entity[1] for entity in ends)
-    return {
-        "document": document.id,
-        "kind": finding.kind,
-        "score": round(finding.score, 4),
-        "annotated": locate(finding.annotated),
-        "predicted": locate(finding.predicted),
-        "context": doc[max(0, first - CONTEXT) : last + CONTEXT].text,
-    }
 
 
 def show(findings: list[dict[str, Any]], unknown: Counter[str]) -> None:

@@ -17,14 +17,23 @@ from wasabi import msg
 
 import bert_ner
 from common.errors import StepError, main
-from common.formatting import describe_threshold, percent, score_rows, tabulate_curve
+from common.formatting import (
+    describe_effort,
+    describe_forecast,
+    describe_threshold,
+    percent,
+    score_rows,
+    tabulate_corruption,
+    tabulate_curve,
+    tabulate_effort,
+)
 from common.records import digest, read_json, record_inputs, sha256
 from common.training import identify_recipe
 
 START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
 MARK, LEGEND = "†", "† Measured with other code than the present one."
 NEEDED = ("test", "evaluation", "package", "concepts")
-OPTIONAL = ("ablation", "curve")
+OPTIONAL = ("ablation", "curve", "effort", "corrupt")
 TIMED = ("speed", "service", "training", "training-full")  # in a folder for each kind of processor
 PROCESSORS = ("bfloat16", "vnni", "avx2", "none")  # the best first, whose figures README.md shows
 
@@ -304,6 +313,8 @@ def tabulate_results(runs: list[Run]) -> str:
         _table(["run", "held-out sentences", "concept", "precision", "recall", "F1"], concepts),
         *(tabulate_ablation(run) for run in runs if "ablation" in run.records),
         *(tabulate_sizes(run) for run in runs if "curve" in run.records),
+        *(tabulate_work(run) for run in runs if "effort" in run.records),
+        *(tabulate_errors(run) for run in runs if "corrupt" in run.records),
     ]
     return _join(*map(_explain, tables))
 
@@ -330,12 +341,41 @@ def tabulate_ablation(run: Run) -> str:
 def tabulate_sizes(run: Run) -> str:
     """A figure and a table in Markdown: test F1 of this pipeline and others by the number of training documents."""
     curve = run.records["curve"]
-    header, rows = tabulate_curve(curve)
-    marked = [[documents, *(run.mark("curve", figure) for figure in figures)] for documents, *figures in rows]
     draws = max(point["draws"] for points in curve["summary"].values() for point in points)
     title = f"`{run.name}`, test F1 with gold sentences: mean of {draws} draws (lowest to highest)."
-    figure = f"![{curve['captions']['curve']}](../metrics/reference/{run.name}/curve.svg)"
-    return _join(f"{title} {describe_threshold(curve)}".strip(), figure, _table(header, marked))
+    text = " ".join(filter(None, (title, describe_threshold(curve), describe_forecast(curve))))
+    return _join(text, _figure(run, "curve"), _mark_table(run, "curve", *tabulate_curve(curve)))
+
+
+def tabulate_work(run: Run) -> str:
+    """A figure and a table in Markdown: what annotating costs and buys, with suggestions and by the order of work."""
+    effort = run.records["effort"]
+    draws = max(point["draws"] for points in effort["summary"].values() for point in points)
+    title = (
+        f"`{run.name}`, a simulated annotator: test F1 with gold sentences, mean of {draws} draws (lowest to highest), "
+        "and keys and clicks for an entity of the batch that came last."
+    )
+    text = f"{title} {describe_effort(effort)}".strip()
+    return _join(text, _figure(run, "effort"), _mark_table(run, "effort", *tabulate_effort(effort)))
+
+
+def tabulate_errors(run: Run) -> str:
+    """A table in Markdown: how many labels that were corrupted on purpose are among the first findings of audit."""
+    corrupt = run.records["corrupt"]
+    title = (
+        f"`{run.name}`, {percent(corrupt['share'])}% of the labels of train corrupted on purpose, and the first "
+        f"{corrupt['first']:,} findings of `audit`, by pipelines of {corrupt['folds']} folds."
+    )
+    return _join(title, _mark_table(run, "corrupt", *tabulate_corruption(corrupt)))
+
+
+def _figure(run: Run, name: str) -> str:
+    return f"![{run.records[name]['captions'][name]}](../metrics/reference/{run.name}/{name}.svg)"
+
+
+def _mark_table(run: Run, record: str, header: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column names what its figures are of."""
+    return _table(header, [[name, *(run.mark(record, figure) for figure in figures)] for name, *figures in rows])
 
 
 def _mean(scores: dict[str, Any] | None) -> str:

@@ -15,14 +15,19 @@ from wasabi import msg
 from common.errors import StepError, main
 from common.formatting import (
     calibration_summary,
+    describe_effort,
+    describe_forecast,
     describe_threshold,
     highlight,
     interval_text,
     percent,
     rows_of,
+    tabulate_corruption,
     tabulate_curve,
+    tabulate_effort,
 )
 from common.records import SPLITS, read_json, staged, writes
+from common.splits import FEW
 
 NEEDED = {  # files of metrics and the steps that write them
     "corpus": "explore",
@@ -31,6 +36,7 @@ NEEDED = {  # files of metrics and the steps that write them
     "analysis-examples": "analyze",
     "concepts": "concepts",
 }
+OPTIONAL = ("curve", "effort", "corrupt")  # which take hours, so that most runs have none
 ERROR_KINDS = {
     "type": "the span is correct, the label is not",
     "boundary": "the label is correct, the span is not",
@@ -44,6 +50,9 @@ ERROR_KINDS = {
 def report(
     template: Annotated[Path, typer.Argument(help="Template of the page", exists=True)],
     metrics: Annotated[Path, typer.Argument(help="Folder of the run's metrics; report.html is written there")],
+    audited: Annotated[
+        Path | None, typer.Option(help="label-errors.json of audit, for a corpus of few documents")
+    ] = None,
 ) -> None:
     """Write the report of a run."""
     results = {name: read_json(metrics / f"{name}.json") for name in NEEDED}
@@ -61,11 +70,16 @@ def report(
             raise StepError(
                 f"{metrics}/{name}.json and analysis.json are of different models.", f"Run {NEEDED[name]} and analyze."
             )
-    if curve := read_json(metrics / "curve.json"):  # which takes hours, so that most runs have none
-        if all(curve["inputs"][split] == measured[split] for split in SPLITS):
-            results["curve"] = curve
-        else:
-            msg.warn(f"Left out: {metrics}/curve.json is of another corpus. Run curve.")
+    for name in OPTIONAL:
+        if record := read_json(metrics / f"{name}.json"):
+            if all(record["inputs"].get(split, measured[split]) == measured[split] for split in SPLITS):
+                results[name] = record
+            else:
+                msg.warn(f"Left out: {metrics}/{name}.json is of another corpus. Run {name}.")
+    total = sum(corpus["splits"][split]["documents"] for split in SPLITS)
+    if total < FEW:
+        folds = read_json(audited) if audited else {}
+        results["folds"] = folds if folds.get("documents") == total else {}
     page = render(template.read_text("utf8"), metrics, results)
     with staged(metrics, "report.html") as new:
         (new / "report.html").write_text(page, encoding="utf8")
@@ -77,20 +91,23 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
 
     template (str): A template of Jinja.
     metrics (Path): The folder with the figures, which has the name of the run.
-    results (dict[str, dict[str, Any]]): The contents of the files NEEDED, and perhaps of `curve`, by name.
+    results (dict[str, dict[str, Any]]): The contents of the files NEEDED, and perhaps of those OPTIONAL, by name; for
+        a corpus of fewer than FEW documents `folds`, what audit found in all of them, empty if it has not.
     RETURNS (str): HTML.
     """
     corpus, evaluation, analysis = (results[name] for name in ("corpus", "evaluation", "analysis"))
     training, tested = evaluation["training"], evaluation["test"]
-    curve = results.get("curve")
+    curve, effort, corrupt = (results.get(name) for name in OPTIONAL)
     captions = {name: results[name]["captions"] for name in ("corpus", "analysis")}
     figures = dict(read_figures(metrics / "figures", captions))
-    if curve:
-        figures["curve"] = read_figure(metrics / "curve.svg", curve["captions"]["curve"], "curve")
+    for name in OPTIONAL:
+        if caption := results.get(name, {}).get("captions", {}).get(name):
+            figures[name] = read_figure(metrics / f"{name}.svg", caption, name)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         run=metrics.resolve().name,
         percent=percent,
+        interval_text=interval_text,
         calibration_summary=calibration_summary,
         corpus=corpus,
         evaluation=evaluation,
@@ -99,6 +116,22 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         figures=figures,
         size_table=tabulate_curve(curve) if curve else None,
         threshold=describe_threshold(curve) if curve else "",
+        forecast=describe_forecast(curve) if curve else "",
+        effort_table=tabulate_effort(effort) if effort else None,
+        effort_summary=describe_effort(effort) if effort else "",
+        few=FEW,
+        folds=results.get("folds"),
+        corrupt=corrupt,
+        corrupt_table=tabulate_corruption(corrupt) if corrupt else None,
+        finding_rows=[
+            (
+                f"{finding['score']:.3f}",
+                finding["kind"],
+                *(describe_entity(finding[side]) for side in ("annotated", "predicted")),
+                finding["context"],
+            )
+            for finding in (read_json(metrics / "corrupt-examples.json").get("dev", []) if corrupt else [])
+        ],
         corpus_rows=list(rows_of(corpus)),
         repaired_rows=[
             (name, *(f"{corpus['repaired'][split].get(name, 0):,}" for split in SPLITS))
@@ -162,9 +195,14 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         input_rows=[
             (f"{name}.json", ", ".join(f"{what} {value[:8]}" for what, value in results[name]["inputs"].items()))
             for name in results
-            if name != "analysis-examples"
+            if name not in ("analysis-examples", "folds")
         ],
     )
+
+
+def describe_entity(entity: dict[str, Any] | None) -> str:
+    """The text and the label of an entity, or a dash where there is none."""
+    return f"{entity['text']} ({entity['label']})" if entity else "–"
 
 
 def _number(value: float | None) -> str:

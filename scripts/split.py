@@ -19,13 +19,12 @@ from common.annotations import Document, Span, Task, open_store
 from common.corpora import iob_tags
 from common.errors import StepError, main
 from common.records import SPLITS, claim, made, staged, write_json, writes
-from common.splits import DOCUMENTS, stratify
+from common.splits import DOCUMENTS, FEW, stratify
 from common.suggestions import WORDS, Word
 
 CORPUS, RECORD = "corpus", "split.json"
 SHARES = (0.7, 0.15, 0.15)  # of train, dev and test
 FEWEST = 20  # documents; with fewer, dev and test have two each, and their scores mean nothing
-FEW = 50  # below this dev has so few that five folds tell more
 MOST_CUT = 0.05  # of the spans may cut a token; more of them mean that the offsets are of another text or another kind
 SHOWN = 10  # so many places are printed; the record has all
 
@@ -77,7 +76,7 @@ def split(
             write_split(new / f"{name}.conll", part)
         write_json(new / RECORD, record)
     store.split(places)
-    show(record, parts)
+    show(record, parts, folder)
     msg.good(f"Wrote {folder / CORPUS}; a run takes it by this line: source: {folder / CORPUS}")
 
 
@@ -253,11 +252,12 @@ def describe_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
 
 
-def show(record: dict[str, Any], parts: dict[str, list[Final]]) -> None:
+def show(record: dict[str, Any], parts: dict[str, list[Final]], folder: Path) -> None:
     """Print what each split has, and what to know of it.
 
     record (dict[str, Any]): As split.json has it.
     parts (dict[str, list[Final]]): The documents of each split.
+    folder (Path): The folder annotate/<run>.
     """
     rows = [
         (
@@ -283,7 +283,7 @@ def show(record: dict[str, Any], parts: dict[str, list[Final]]) -> None:
     if sum(map(len, parts.values())) < FEW:
         msg.warn(
             f"With fewer than {FEW} documents, dev is tiny, and scores on it are luck.",
-            "Five folds over all documents tell more, until there are more of them.",
+            f"Five folds over all documents tell more: make audit RUN={folder.name} VARS='--vars.folds 5'",
         )
 
 

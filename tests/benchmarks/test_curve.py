@@ -26,7 +26,7 @@ from benchmarks.curve import (
 from common.corpora import read_docs
 from common.errors import StepError
 from common.figures import save_figures
-from common.formatting import describe_threshold, tabulate_curve
+from common.formatting import describe_forecast, describe_threshold, tabulate_curve
 from common.models import TAUGHT
 from common.records import SPLITS, read_json, sha256
 from tests.conftest import ROOT, Project, python, words
@@ -79,6 +79,7 @@ def test_the_documents_of_a_draw_lie_within_each_other(project: Project, tmp_pat
 
 def test_sizes_are_numbers_that_the_corpus_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert choose_sizes("all, 25,10,25", 110) == [10, 25, 110] and not capsys.readouterr().out
+    assert choose_sizes("quarter,half,all", 110) == [27, 55, 110] and choose_sizes("quarter,all", 2) == [1, 2]
     assert choose_sizes("10,200,1000", 110) == [10]
     assert "the corpus has 110 training documents: 200, 1000" in words(capsys.readouterr().out)
     for wrong in ("", "0", "ten", "10,,20", "-1", "1.5"):
@@ -152,19 +153,33 @@ def test_the_table_says_what_the_usual_fine_tune_needs_and_where_dev_gives_a_thr
         "0.020",
         "50.0 and 50.0 (1 of 2 draws)",
     ]
-    assert [row[3] for row in rows[1:]] == ["at most 10", "over 160"]
+    assert [row[3] for row in rows[1:]] == ["at most 10", "over 160", "–"]
     assert describe_threshold(summarize(RUNS)).startswith("From 40 training documents on, dev gives a threshold")
     assert "in all draws" in describe_threshold(summarize(RUNS[3:4]))
     _, others = tabulate_curve(summarize(RUNS[:3]))
+    assert len(others) == 3, "what is forecast is ours"
     assert others[0] == ["10", "50.0 (50.0 to 50.0)", "–", "–", "–", "–"] and not describe_threshold(
         summarize(RUNS[:3])
     )
 
 
+def test_the_forecast_is_the_last_row_and_says_how_sure_it_is() -> None:
+    result = summarize(create_run(OURS, n, 1 - n**-0.5 + 0.001 * d, d) for n in (16, 64, 256) for d in range(3))
+    ahead = result["forecast"]
+    _, (*_, last) = tabulate_curve(result)
+    expected = 100 * (result["summary"][OURS][-1]["test"]["mean"] + ahead["gain"])
+    assert last[0] == "456 (forecast)" and last[1].startswith(f"{expected:.1f} (") and set(last[2:]) == {"–"}
+    text = describe_forecast(result)
+    assert text.startswith(f"Another 200 training documents would change the F1 of ours on test by about +{1.6}")
+    assert "may be nothing" not in text
+    assert "may be nothing" in describe_forecast(summarize(RUNS)), "40 documents gave less than 10"
+    assert describe_forecast(summarize(RUNS[3:5])) == "", "one number of documents says nothing"
+
+
 def test_the_figure_has_all_contenders_on_both_splits(tmp_path: Path) -> None:
     save_figures(FIGURES, summarize(RUNS), tmp_path)
     drawing = (tmp_path / "curve.svg").read_text("utf8")
-    for text in ("training documents", "dev", "test", OURS, USUAL, "10", "40", "160", "F1 of entities, %"):
+    for text in ("training documents", "dev", "test", OURS, USUAL, "forecast", "10", "40", "160", "F1 of entities, %"):
         assert f">{text}</text>" in drawing, text
 
 

@@ -78,6 +78,8 @@ def test_each_document_is_judged_by_a_pipeline_that_has_not_seen_it(
         assert {text[-2] for text in asked} in ({"0", "1"}, {"2", "3"}, {"4", "5"}), "near-duplicates stay together"
     record = read_json(folder / "label-errors.json")
     assert record["documents"] == 6 and record["folds"] == 3 and record["not_judged"] == {}
+    assert record["f1"] == pytest.approx(22 / 23), "of twelve names found eleven are marked"
+    assert record["interval"][0] < record["f1"] < record["interval"][1] == 1
     (finding,) = record["findings"]
     place = {"start": 11, "end": 16, "label": "LOC", "text": "Turku"}
     assert finding["predicted"] == place and TEXT.format(5)[11:16] == "Turku"
@@ -137,6 +139,24 @@ def test_a_corpus_is_brought_into_a_store_and_judged_there(
 
 def entities(doc: Doc) -> list[tuple[str, str]]:
     return [(ent.text, ent.label_) for ent in doc.ents]
+
+
+def test_the_findings_of_all_folds_are_ranked_together(
+    store: Store, pipelines: Pipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predict(_: Path, docs: list[Doc]) -> tuple[list[np.ndarray], list[str]]:
+        """The later a document, the surer it is that Mira is no name; to four digits it is as sure of all."""
+        arrays = [np.eye(9)[[4 * (token.text == "Turku") for token in doc]] for doc in docs]
+        for doc, array in zip(docs, arrays, strict=True):
+            array[0, 8] = 10.0 ** -(5 + int(doc.text[-2]))
+            array[0, 0] = 1 - array[0, 8]
+        return arrays, LABELS
+
+    monkeypatch.setattr(step, "predict", predict)
+    audit(CONFIG, store.path.parent, tmp_path / "corpus", tmp_path, tmp_path, folds=3)
+    findings = read_json(store.path.parent / "label-errors.json")["findings"]
+    mira = [one["document"] for one in findings if one["annotated"] and one["annotated"]["text"] == "Mira"]
+    assert mira == ["d5", "d4", "d3", "d2", "d1", "d0"]
 
 
 def test_labels_of_one_fold_are_counted_and_not_judged(

@@ -125,6 +125,53 @@ def test_a_curve_is_shown_if_it_is_of_this_corpus(metrics: Path, capsys: pytest.
     assert "of another corpus" in words(capsys.readouterr().out)
 
 
+def test_few_documents_are_scored_by_folds_instead_of_dev(metrics: Path, tmp_path: Path) -> None:
+    def show(**audited: object) -> str:
+        write_json(tmp_path / "label-errors.json", {"folds": 5, "f1": 0.654, "interval": [0.5, 0.75]} | audited)
+        report(TEMPLATE, metrics, tmp_path / "label-errors.json")
+        page = Page((metrics / "report.html").read_text("utf8"))
+        assert not page.open
+        return words(page.text)
+
+    assert "are luck" not in show(documents=40)
+    corpus = read_json(metrics / "corpus.json")
+    for split, number in {"train": 28, "dev": 6, "test": 6}.items():
+        corpus["splits"][split]["documents"] = number
+    write_json(metrics / "corpus.json", corpus)
+    text = show(documents=40)
+    assert (
+        "5 folds take the place of dev: of all 40 documents" in text
+        and "F1 is 65.4 (95% interval 50.0 to 75.0)" in text
+    )
+    assert "make audit RUN=tiny VARS='--vars.folds 5'" in show(documents=30), "of another corpus"
+
+
+def test_what_annotating_costs_and_what_audit_finds_are_shown(metrics: Path) -> None:
+    measured = {split: read_json(metrics / "analysis.json")["inputs"][split] for split in SPLITS}
+    f1 = {"mean": 0.1234, "lowest": 0.1, "highest": 0.2}
+    point = {"documents": 25, "draws": 1, "dev": f1, "test": f1, "shipped": f1, "actions": 0.5, "from_nothing": 2.25}
+    effort = {"summary": {"random": [point]}, "start": 50, "saved": {"random": 0.777}, "target": None, "needed": None}
+    write_json(metrics / "effort.json", effort | {"inputs": measured, "captions": {"effort": "Keys and clicks."}})
+    (metrics / "effort.svg").write_text("<svg/>")
+    row = {"corrupted": 4, "found": 3, "findings": 4, "precision": 0.654}
+    corrupt = {"share": 0.05, "first": 4, "precision": 0.654, "kinds": {"all": row}, "folds": 3}
+    write_json(metrics / "corrupt.json", corrupt | {"inputs": {"train": measured["train"], "dev": measured["dev"]}})
+    mark = {"start": 0, "end": 5, "label": "LOC", "text": "<b>Turku"}
+    finding = {"score": 0.98765, "kind": "spurious", "annotated": mark, "predicted": None, "context": "<i>in Turku"}
+    write_json(metrics / "corrupt-examples.json", {"dev": [finding]})
+    report(TEMPLATE, metrics)
+    page = Page((metrics / "report.html").read_text("utf8"))
+    assert not page.open
+    shown = words(page.text)
+    for text in ("0.50 (2.25 from nothing)", "suggestions save 77.7% (random)", "Keys and clicks.", "<b>Turku (LOC)"):
+        assert text in shown, text
+    assert "first 4 findings, as many as there are corruptions, 65.4 % are such" in shown
+    assert "0.988" in shown and "<i>in Turku" in shown
+    write_json(metrics / "corrupt.json", corrupt | {"inputs": {"train": "other"}})
+    report(TEMPLATE, metrics)
+    assert "Labels that are probably wrong" not in (metrics / "report.html").read_text("utf8")
+
+
 def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:
     analysis = read_json(metrics / "analysis.json")
     write_json(metrics / "analysis.json", analysis | {"inputs": analysis["inputs"] | {"model": "other"}})

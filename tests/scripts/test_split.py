@@ -238,7 +238,7 @@ def test_too_few_documents_are_refused_and_few_are_warned_of(
     assert "none" in refuse(tmp_path / "mine", "has 19 documents")
     write_store(tmp_path / "mine", 20)
     split(tmp_path / "mine")
-    assert "Five folds" in words(capsys.readouterr().out)
+    assert "make audit RUN=mine VARS='--vars.folds 5'" in words(capsys.readouterr().out)
     assert [len(v) for v in read_json(tmp_path / "mine/corpus/split.json")["documents"].values()] == [14, 3, 3]
 
 
