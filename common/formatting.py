@@ -234,6 +234,78 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield label, *(f"{result['oddities']['splits'][split][name]:,}" for split in SPLITS)
 
 
+def tabulate_trials(search: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format the trials of a search as a table.
+
+    search (dict[str, Any]): As the step search writes it.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each trial that was begun, the best first.
+    """
+    begun = [(number, trial) for number, trial in enumerate(search["trials"]) if trial["state"] != "to come"]
+    begun.sort(key=lambda one: (one[1]["state"] != "finished", -(one[1]["ents_f"] or 0)))
+    rows = []
+    for number, trial in begun:
+        settings = ", ".join(f"{shorten_name(name)} {value}" for name, value in trial["settings"].items())
+        what = trial["problem"] or settings or ("the default" if number == search["default"] else "")
+        minutes = "–" if trial["seconds"] is None else f"{trial['seconds'] / 60:.1f}"
+        rows.append([str(number), trial["state"], percent(trial["ents_f"]), minutes, what])
+    return ["trial", "", "dev F1", "minutes", "settings"], rows
+
+
+def tabulate_parameters(search: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what was searched as a table.
+
+    search (dict[str, Any]): As the step search writes it.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each setting: its range, its default, the
+        value of the best trial, its importance if that is known, and what it does.
+    """
+    importance = search["importance"]
+    best = {} if search["best"] is None else search["trials"][search["best"]]["params"]
+    rows = []
+    for name, parameter in search["parameters"].items():
+        row = [name, parameter["range"], parameter["default"], f"{best[name]:.3g}" if name in best else "–"]
+        if importance:
+            row.append(percent(importance.get(name)))
+        rows.append([*row, parameter["explain"]])
+    return ["setting", "tried", "default", "best", *["importance, %"] * bool(importance), "what it does"], rows
+
+
+def shorten_name(name: str) -> str:
+    """The end of a dotted name that tells it from others."""
+    return ".".join(name.split(".")[-2:]) if name.startswith("components.") else name.rpartition(".")[2]
+
+
+def describe_search(search: dict[str, Any]) -> str:
+    """Say in some sentences what a search gave, and whether that is more than noise.
+
+    search (dict[str, Any]): As the step search writes it.
+    RETURNS (str): The sentences.
+    """
+    counts, best, default = search["counts"], search["best"], search["default"]
+    text = f"{len(search['trials'])} trials: {', '.join(f'{number} {state}' for state, number in counts.items())}."
+    if default is None:
+        return f"{text} The default settings have not been trained to the end, so that nothing can be compared."
+    scores = [search["trials"][number]["ents_f"] for number in (best, default)]
+    if best == default:
+        return f"{text} The default settings were not beaten: with F1 {percent(scores[1])} on dev they are the best."
+    text += f" The best is trial {best} with F1 {percent(scores[0])} on dev; the default has {percent(scores[1])}."
+    if not (confirmed := search["confirmed"]):
+        return (
+            f"{text} This is one training each, chosen on dev from all trials: the difference may be noise. Other "
+            "seeds would tell."
+        )
+    means = [percent(sum(confirmed[name]) / len(confirmed[name])) for name in ("best", "default")]
+    gain, low, high = (f"{100 * value:+.1f}" for value in (confirmed["difference"], *confirmed["interval"]))
+    text += (
+        f" Trained again with {confirmed['seeds']} other seeds, the best settings have {means[0]} in the mean and the "
+        f"default {means[1]}: a difference of {gain} points (95% interval {low} to {high})."
+    )
+    if confirmed["interval"][0] > 0:
+        return (
+            f"{text} This is more than the noise of seeds. Dev chose the settings, so only test can tell their worth."
+        )
+    return f"{text} The noise of seeds explains this: the default settings were not beaten."
+
+
 COLORS = {
     "PER": "#ffd7a8", "ORG": "#b9d8ff", "LOC": "#c6ecc0", "MISC": "#e5d0f5",
     "actor": "#b9d8ff", "factor": "#ffe08a", "mechanism": "#c6ecc0",

@@ -17,7 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import srsly
 from filelock import FileLock, Timeout
 from wasabi import msg
 
@@ -136,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        data = srsly.read_json(path)
+        data = json.loads(path.read_text("utf8"))
     except ValueError as error:
         raise StepError(f"{path} is not valid JSON: {error}", "Delete it and run the command again.") from error
     if not isinstance(data, dict):
@@ -266,9 +265,13 @@ def claim(folder: Path, record: str) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON object so that the file is always whole: beside its place first, then renamed."""
+    """Write a JSON object so that the file is always whole: beside its place first, then renamed.
+
+    Numbers come back as they were, which provenance needs. srsly, whose layout this is, keeps ten decimals of them.
+    """
+    text = json.dumps(data, indent=2, separators=(",", ":"), allow_nan=False)
     with _beside(path) as folder:
-        srsly.write_json(folder / path.name, data, indent=2)
+        (folder / path.name).write_text(text, encoding="utf8")
         os.replace(folder / path.name, path)
 
 

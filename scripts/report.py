@@ -17,6 +17,7 @@ from common.formatting import (
     calibration_summary,
     describe_effort,
     describe_forecast,
+    describe_search,
     describe_threshold,
     highlight,
     interval_text,
@@ -25,6 +26,8 @@ from common.formatting import (
     tabulate_corruption,
     tabulate_curve,
     tabulate_effort,
+    tabulate_parameters,
+    tabulate_trials,
 )
 from common.records import SPLITS, read_json, staged, writes
 from common.splits import FEW
@@ -36,7 +39,7 @@ NEEDED = {  # files of metrics and the steps that write them
     "analysis-examples": "analyze",
     "concepts": "concepts",
 }
-OPTIONAL = ("curve", "effort", "corrupt")  # which take hours, so that most runs have none
+OPTIONAL = ("curve", "effort", "corrupt", "search")  # which take hours, so that most runs have none
 ERROR_KINDS = {
     "type": "the span is correct, the label is not",
     "boundary": "the label is correct, the span is not",
@@ -97,7 +100,7 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
     """
     corpus, evaluation, analysis = (results[name] for name in ("corpus", "evaluation", "analysis"))
     training, tested = evaluation["training"], evaluation["test"]
-    curve, effort, corrupt = (results.get(name) for name in OPTIONAL)
+    curve, effort, corrupt, search = (results.get(name) for name in OPTIONAL)
     captions = {name: results[name]["captions"] for name in ("corpus", "analysis")}
     figures = dict(read_figures(metrics / "figures", captions))
     for name in OPTIONAL:
@@ -132,6 +135,10 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
             )
             for finding in (read_json(metrics / "corrupt-examples.json").get("dev", []) if corrupt else [])
         ],
+        search=search,
+        search_summary=describe_search(search) if search else "",
+        parameter_table=tabulate_parameters(search) if search else None,
+        trial_table=tabulate_trials(search) if search else None,
         corpus_rows=list(rows_of(corpus)),
         repaired_rows=[
             (name, *(f"{corpus['repaired'][split].get(name, 0):,}" for split in SPLITS))

@@ -202,7 +202,7 @@ def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callab
             on_dev = score("dev")
             for _ in nlp.pipe(example.predicted.copy() for example in sample):
                 pass
-            row = {
+            row: dict[str, Any] = {
                 "step": info["step"],
                 "epoch": info["epoch"],
                 "learn_rate": float(rate),
@@ -212,6 +212,12 @@ def create_logger(train: str, dev: str, path: str, progress_bar: bool) -> Callab
                 "seconds": info["seconds"],
                 "words": info["words"],
             }
+            losses = row["losses"] | {split: row[split]["loss"] for split in ("train", "dev")}
+            if broken := [name for name, loss in losses.items() if not math.isfinite(loss)]:
+                raise StepError(
+                    f"{DIVERGED}: the loss of {', '.join(broken)} is no number at step {row['step']}.",
+                    "Choose a lower learn_rate, or a longer warm-up.",
+                )
             with open(path, "a", encoding="utf8") as file:
                 file.write(srsly.json_dumps(row) + "\n")
 

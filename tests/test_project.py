@@ -103,6 +103,7 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
         "synthesize",
         "teach",
         "audit",
+        "search",
         "experiments",
         "clean",
         "app",

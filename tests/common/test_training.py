@@ -18,8 +18,10 @@ from bert_ner.encoder import CASES
 from bert_ner.features import create_softmax_head
 from common.corpora import read_docs
 from common.errors import StepError
-from common.models import load_trained
-from common.training import derive, enlarge, enlarge_head
+from common.models import find_trained, load_trained
+from common.records import write_json
+from common.settings import find_settings, read_overrides
+from common.training import derive, enlarge, enlarge_head, prepare
 from scripts.convert import convert
 from tests.conftest import ROOT, copy_project, new_python, save_tiny_encoder, write_corpus
 
@@ -67,7 +69,63 @@ def test_the_steps_of_long_documents_are_those_of_their_pieces(tmp_path: Path, t
     assert settings["training.max_steps"] == 6  # of 8,001 words in documents of at most 1,500
 
 
-@pytest.mark.parametrize("value", ["", "-1", "0", "many", "nan", "inf"])
+def test_a_multiple_of_what_is_derived(tiny_corpus: Path, tiny_encoder: Path) -> None:
+    auto, more = (
+        derive(CONFIG, tiny_corpus / "train.spacy", tiny_encoder, *values)
+        for values in (("auto", "auto", "auto"), ("auto*1.5", "auto*0.5", "auto*0.1"))
+    )
+    rate, size = "training.optimizer.learn_rate.initial_rate", "training.batcher.batcher.size"
+    assert more[rate] == auto[rate] / 2 and more[size] == 30 and auto[size] == 300
+    assert more["training.max_steps"] > 1.4 * auto["training.max_steps"]
+
+
+def test_what_a_run_sets_in_the_config_is_part_of_its_provenance(tiny_corpus: Path, tiny_encoder: Path) -> None:
+    text = "training.dropout=0.25, training.optimizer.learn_rate.warmup_steps=auto*0.5,training.batcher.lowercase=0.1"
+    plain, settings = prepare(CONFIG, tiny_corpus, tiny_encoder)
+    inputs, overrides = prepare(CONFIG, tiny_corpus, tiny_encoder, overrides=text)
+    warmup = "training.optimizer.learn_rate.warmup_steps"
+    assert overrides["training.dropout"] == 0.25 and overrides[warmup] == settings[warmup] // 2
+    assert inputs["settings"] == plain["settings"] | {"training.dropout": 0.25, warmup: overrides[warmup]}
+    assert prepare(CONFIG, tiny_corpus, tiny_encoder, overrides="training.dropout=0.1")[0] == plain, "it is so already"
+
+
+def test_a_model_with_a_learning_rate_of_many_digits_is_found_again(
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
+) -> None:
+    inputs, _ = prepare(CONFIG, tiny_corpus, tiny_encoder, learn_rate="0.0000123456789")
+    (tmp_path / "model-best").mkdir()
+    write_json(tmp_path / "model-best/provenance.json", {"inputs": inputs})
+    assert find_trained(tmp_path, inputs) == tmp_path / "model-best"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("training.dropout", "no setting with its value"),
+        ("training.dropout=", "no setting with its value"),
+        ("training.droput=0.2", "training.droput, which is no number"),
+        ("training.dropout=much", "not to a number"),
+        ("training.dropout=nan", "not to a number"),
+        ("training.dropout=inf", "not to a number"),
+        ("training.dropout=auto*x", "not to a number"),
+        ("training.patience=1.5", "not to a whole number"),
+        ("components.transformer.model.case=1", "not to true or false"),
+        ("training.max_steps=3", "may be set"),
+        ("system.seed=3", "may be set"),
+        ("paths.train=elsewhere.spacy", "may be set"),
+        ("corpora.train.path=elsewhere.spacy", "may be set"),
+        ("training.logger.progress_bar.x=1", "may be set"),
+    ],
+)
+def test_what_a_run_cannot_set_is_named(tiny_corpus: Path, tiny_encoder: Path, text: str, problem: str) -> None:
+    derived = derive(CONFIG, tiny_corpus / "train.spacy", tiny_encoder, "auto", "auto", "auto")
+    with pytest.raises(StepError, match=problem) as caught:
+        read_overrides(text, find_settings(CONFIG, derived))
+    if "droput" in text:
+        assert "training.dropout" in caught.value.remedy
+
+
+@pytest.mark.parametrize("value", ["", "-1", "0", "many", "nan", "inf", "auto*", "auto*0", "auto2", "2*auto", "autos"])
 def test_a_setting_that_is_no_number_is_refused(tiny_corpus: Path, tiny_encoder: Path, value: str) -> None:
     with pytest.raises(StepError, match="neither auto nor a number above 0"):
         derive(CONFIG, tiny_corpus / "train.spacy", tiny_encoder, value, "auto", "auto")

@@ -25,15 +25,25 @@ def test_models_come_best_first_with_what_differs(tmp_path: Path, capsys: pytest
     runs = tmp_path / "runs"
     runs.mkdir()
     (runs / "one.yml").write_text("# mine\nencoder: minilm\nseed: 3\n", "utf8")
-    experiments(tmp_path, runs)
+    metrics = tmp_path / "metrics"
+    (metrics / "one").mkdir(parents=True)
+    trial = {"state": "finished", "ents_f": 0.612, "seconds": 90, "settings": {}, "params": {}, "problem": ""}
+    other = trial | {"state": "failed", "ents_f": None, "problem": "killed by SIGKILL"}
+    counts = {"finished": 1, "failed": 1}
+    write_json(metrics / "one/search.json", {"trials": [trial, other], "default": 0, "best": 0, "counts": counts})
+    experiments(tmp_path, runs, metrics)
     shown = words(capsys.readouterr().out)
     assert shown.index("75.0") < shown.index("50.0") and "system.seed 1" in shown
     assert "rate" not in shown and "aaaa" not in shown
     assert "encoder minilm, seed 3" in shown and "two.yml: its variables came from the command line" in shown
-    experiments(tmp_path, runs, only="one")
-    assert "75.0" not in capsys.readouterr().out
+    assert "Search of one" in shown and "61.2" in shown and "killed by SIGKILL" in shown and "1 finished" in shown
+    experiments(tmp_path, runs, metrics, only="one")
+    shown = capsys.readouterr().out
+    assert "75.0" not in shown and "Search of one" in shown
+    experiments(tmp_path, runs, metrics, only="two")
+    assert "Search of one" not in capsys.readouterr().out
     with pytest.raises(StepError, match="no finished model of three"):
-        experiments(tmp_path, runs, only="three")
+        experiments(tmp_path, runs, metrics, only="three")
 
 
 def test_checksums_are_shortened() -> None:

@@ -172,6 +172,40 @@ def test_what_annotating_costs_and_what_audit_finds_are_shown(metrics: Path) -> 
     assert "Labels that are probably wrong" not in (metrics / "report.html").read_text("utf8")
 
 
+def test_a_search_is_shown_if_it_is_of_this_corpus(metrics: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = read_json(metrics / "analysis.json")["inputs"]
+    trial = {"state": "finished", "ents_f": 0.612, "seconds": 90, "settings": {}, "problem": ""}
+    trials = [trial | {"params": {"training.dropout": value}, "ents_f": 0.6 + value / 10} for value in (0.1, 0.223)]
+    parameter = {"explain": "Which share is switched off & why.", "range": "0 to 0.4", "default": "0.1"}
+    search = {
+        "inputs": {split: inputs[split] for split in ("train", "dev")},
+        "parameters": {"training.dropout": parameter},
+        "trials": trials,
+        "counts": {"finished": 2},
+        "default": 0,
+        "best": 1,
+        "importance": None,
+        "enough": 50,
+        "confirmed": None,
+        "captions": {"search": "F1 over <each> setting."},
+    }
+    write_json(metrics / "search.json", search)
+    (metrics / "search.svg").write_text("<svg/>")
+    report(TEMPLATE, metrics)
+    page = Page((metrics / "report.html").read_text("utf8"))
+    assert not page.open
+    shown = words(page.text)
+    for text in ("the difference may be noise", "0.223", "switched off & why", "over <each> setting", "that takes 50"):
+        assert text in shown, text
+    write_json(metrics / "search.json", search | {"importance": {"training.dropout": 0.987}})
+    report(TEMPLATE, metrics)
+    assert "98.7" in (shown := words(Page((metrics / "report.html").read_text("utf8")).text)) and "PED-ANOVA" in shown
+    write_json(metrics / "search.json", search | {"inputs": {"train": "other", "dev": "other"}})
+    report(TEMPLATE, metrics)
+    assert "The search for settings" not in (metrics / "report.html").read_text("utf8")
+    assert "of another corpus" in words(capsys.readouterr().out)
+
+
 def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:
     analysis = read_json(metrics / "analysis.json")
     write_json(metrics / "analysis.json", analysis | {"inputs": analysis["inputs"] | {"model": "other"}})

@@ -106,6 +106,12 @@ def test_every_training_leaves_its_curves(
         assert row["dev"]["loss"] > 0 and set(row["losses"]) >= {"transformer", "ner"} and "ents_f" in row["dev"]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of predictions that are no numbers
+def test_a_training_that_diverges_says_so(tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path) -> None:
+    with pytest.raises(StepError, match=r"The training diverged: the loss of .* is no number at step \d+"):
+        train(CONFIG, tmp_path, tiny_corpus, tiny_encoder, epochs="8", learn_rate="auto*1e30")
+
+
 def test_dev_is_predicted_once_at_each_evaluation_and_the_corpus_is_read_once(
     tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

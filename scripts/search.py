@@ -1,0 +1,481 @@
+"""Search for better settings of the training on the corpus of a run. Dev decides; test is never looked at.
+
+Optuna proposes the settings of a trial from what the trials before gave, and ends those early that look poor. A trial
+is a training by the command `train`, in a process of its own. Its result is kept by its provenance, so that no settings
+are trained twice, and Optuna keeps the study, so that the same command goes on after an interruption. Several processes
+may work on one study.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import optuna
+import tqdm
+import typer
+import yaml
+from optuna.distributions import distribution_to_json
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from scipy.stats import ttest_ind  # type: ignore[import-untyped]
+from wasabi import msg
+
+from common.errors import StepError, main
+from common.figures import Figures, save_figures, scale_log
+from common.formatting import describe_search, percent, shorten_name, tabulate_trials
+from common.models import DIVERGED
+from common.records import check_run, digest, locked, made, record_inputs, write_json
+from common.settings import find_settings, split_overrides
+from common.space import OPTIONS, Parameter, describe_parameter, propose, read_space
+from common.trainings import TrainingFailed, Trainings
+
+STARTUP = 5  # trials that end by themselves before one is ended early
+WARMUP = 25  # percent of a training in which it is not ended early
+ENOUGH = 50  # trials for which the importance of settings is more than noise
+FAILURES = 3  # in a row, after which something else than the settings must be wrong
+HEADER = "# Written by search"
+DEFAULT = "default"  # an attribute of the trials that have the default settings
+
+
+def search(
+    config: Annotated[Path, typer.Argument(help="Training config", exists=True)],
+    space: Annotated[Path, typer.Argument(help="File with the settings to search, and their ranges", exists=True)],
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, where train keeps its models")],
+    corpus: Annotated[Path, typer.Argument(help="Folder with train.spacy and dev.spacy", exists=True)],
+    encoder: Annotated[Path, typer.Argument(help="Folder of the encoder", exists=True)],
+    metrics: Annotated[Path, typer.Argument(help="Folder for search.json and search.svg")],
+    runs: Annotated[Path, typer.Argument(help="Folder of the runs' files, where the best settings become one")],
+    best: Annotated[str, typer.Option(help="Name of that run; nothing for <run>-best")] = "",
+    trials: Annotated[int, typer.Option(help="How many there shall be in the study", min=1)] = 50,
+    minutes: Annotated[float, typer.Option(help="After how many no trial begins; 0: no limit", min=0)] = 0,
+    confirm: Annotated[int, typer.Option(help="With how many other seeds the best is trained again", min=0)] = 3,
+    storage: Annotated[str, typer.Option(help="Of the study: a server's URL, or a journal file")] = "",
+    epochs: Annotated[str, typer.Option(help="As train's; the default of the search")] = "auto",
+    learn_rate: Annotated[str, typer.Option(help="As train's; the default of the search")] = "auto",
+    batch_words: Annotated[str, typer.Option(help="As train's; the default of the search")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of each trial, and of what is proposed")] = 0,
+    train_on: Annotated[str, typer.Option(help="As train's")] = "train",
+    overrides: Annotated[str, typer.Option(help="As train's; the default of the search")] = "",
+    gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
+) -> None:
+    """Search for the settings with the highest F1 on dev, and write them as a run."""
+    target = folder.with_name(best or f"{folder.name}-best")
+    for path in (folder, metrics, target):
+        check_run(path)
+    if confirm == 1:
+        raise StepError(
+            "With one other seed, nobody can tell what is noise.", "Take --confirm 3, or 0 to leave it out."
+        )
+    given = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words, **split_overrides(overrides)}
+    trainings = Trainings(config, folder, target, corpus, encoder, train_on, gpu_id, given)
+    recipe = trainings.plan({}, seed)
+    check_run(trainings.find_place(recipe))
+    file = runs / f"{target.name}.yml"
+    if file.exists() and not file.read_text("utf8").startswith(HEADER):
+        raise StepError(
+            f"{file} was not written by search.", "Choose another name for the best settings: --vars.best mine"
+        )
+    parameters = read_space(space, find_settings(config, recipe.inputs["settings"]))
+    study = open_study(storage, trainings.store, recipe.inputs, parameters)
+    record = {
+        "inputs": record_inputs(
+            config=config,
+            space=space,
+            encoder=encoder,
+            code=Path(__file__),
+            **{split: corpus / f"{split}.spacy" for split in ("train", "dev")},
+        ),
+        "parameters": {name: describe_parameter(parameter) for name, parameter in parameters.items()},
+    }
+
+    def write(confirmed: dict[str, Any] | None = None) -> dict[str, Any]:
+        found = record | summarize(study) | {"confirmed": confirmed}
+        with locked(metrics):
+            made(metrics, "search.json", "search.svg")
+            found["captions"] = save_figures(FIGURES, found, metrics)
+            write_json(metrics / "search.json", found)
+        return found
+
+    try:
+        run_trials(study, trainings, parameters, seed, trials, minutes, write)
+        found = write()
+        better = found["default"] is not None and found["best"] != found["default"]
+        if better:
+            chosen = found["trials"][found["best"]]["settings"]
+            if confirm:
+                found = write(repeat(trainings, chosen, range(seed + 1, seed + 1 + confirm)))
+            write_run(runs / f"{folder.name}.yml", file, given | chosen, describe_search(found))
+    except KeyboardInterrupt:
+        msg.warn("Interrupted. All trials that have ended are kept, and the same command goes on.")
+        raise
+    except optuna.exceptions.StorageInternalError as error:
+        raise StepError(
+            f"The study cannot be written: {error.__cause__ or error}",
+            "Look at the space on the disk, or at the server, and run the same command again: nothing is lost.",
+        ) from error
+    header, rows = tabulate_trials(found)
+    msg.table(rows, header=header, divider=True, max_col=200, aligns=("r", "l", "r", "r", "l"))
+    msg.text(describe_search(found))
+    msg.good(f"Wrote {metrics / 'search.json'} and search.svg")
+    if others := found["counts"].get("at work"):
+        msg.info(f"Other processes are at work on {others} trials: the last one of them sees all.")
+    if better:
+        msg.good(f"Wrote {file}, the run with the best settings: make all RUN={file.stem}")
+
+
+# The study
+
+
+def open_study(storage: str, store: Path, inputs: dict[str, Any], parameters: dict[str, Parameter]) -> optuna.Study:
+    """Open the study of a run, or create it.
+
+    storage (str): A server's URL, a journal file, or nothing for a file of SQLite in `store`.
+    store (Path): The folder for it, which is made.
+    inputs (dict[str, Any]): Of the provenance of the default settings, which say what the study is about.
+    parameters (dict[str, Parameter]): What is searched.
+    RETURNS (optuna.Study): The study.
+    RAISES (StepError): If it cannot be opened, or is about something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    server = "://" in storage
+    where = "on the server" if server else f"in {storage or store / 'study.db'}"  # a URL may have a password
+    try:
+        with locked(store.parent):  # or two processes create the same tables
+            made(store.parent, store.name)
+            store.mkdir(exist_ok=True)
+            if storage and not server:
+                backend: Any = optuna.storages.JournalStorage(JournalFileBackend(storage))
+            else:
+                # A process waits for another that writes, which SQLite would do for 5 seconds only.
+                waits = {} if server else {"connect_args": {"timeout": 60}}
+                url = storage or f"sqlite:///{store / 'study.db'}"
+                backend = optuna.storages.RDBStorage(url, engine_kwargs=waits)
+            study = optuna.create_study(
+                study_name=store.parent.name,
+                storage=backend,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=WARMUP),
+            )
+            known = study.user_attrs.get("about")
+    except OSError:
+        raise
+    except Exception as error:  # of a kind for each database and its driver
+        raise StepError(
+            f"The study {where} cannot be opened: {error}", "Look at the file, or at the server and its URL."
+        ) from error
+    about = {"space": {name: distribution_to_json(found.distribution) for name, found in parameters.items()}} | inputs
+    if known is None:
+        study.set_user_attr("about", about)
+    elif differing := sorted(name for name in known.keys() | about.keys() if known.get(name) != about.get(name)):
+        raise StepError(
+            f"The study {study.study_name} {where} was begun with another {', '.join(differing)}.",
+            "Its trials say nothing about this one. Remove it to begin a new one, or go back to what it was for.",
+        )
+    return study
+
+
+def run_trials(
+    study: optuna.Study,
+    trainings: Trainings,
+    parameters: dict[str, Parameter],
+    seed: int,
+    trials: int,
+    minutes: float,
+    write: Callable[[], object],
+) -> None:
+    """Run trials until there are enough of them.
+
+    study (optuna.Study): The study. Its first trial has the default settings.
+    trainings (Trainings): Trains.
+    parameters (dict[str, Parameter]): What is searched.
+    seed (int): Of each training.
+    trials (int): How many there shall be, those at work in other processes included.
+    minutes (float): After how many no trial begins; 0 for no limit.
+    write (Callable[[], object]): Called after each trial.
+    RAISES (StepError): If the default settings, or several trials in a row, cannot be trained.
+    """
+    end = time.monotonic() + (60 * minutes or math.inf)
+    failures: list[str] = []
+
+    def run(trial: Trial) -> float:
+        with trainings.hold(f"trial-{trial.number}"):
+            try:
+                score = run_trial(study, trial, trainings, parameters, seed)
+            except KeyboardInterrupt:
+                queue_again(study, trial.params, trial.user_attrs)
+                raise
+            except TrainingFailed as error:
+                trial.set_user_attr("problem", str(error))
+                if DEFAULT in trial.user_attrs:
+                    raise StepError(f"The default settings cannot be trained: {error}", "Mend that first.") from error
+                if DIVERGED in str(error):  # so that Optuna learns to avoid such settings
+                    raise optuna.TrialPruned from error
+                failures.append(str(error))
+                raise
+            failures.clear()
+            return score
+
+    with tqdm.tqdm(total=trials, desc="trials", unit="trial", disable=None) as bar:
+        while time.monotonic() < end:
+            queue_killed(study, trainings)
+            states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+            ended = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
+            bar.update(ended - bar.n)
+            if ended + states[TrialState.RUNNING] >= trials:
+                return
+            queue_default(study, parameters)
+            study.optimize(run, n_trials=1, catch=(TrainingFailed,))
+            write()
+            if len(failures) == FAILURES:
+                raise StepError(
+                    f"{FAILURES} trials in a row have failed, the last one because: {failures[-1]}",
+                    "Mend that, and run the same command again: all trials that have ended are kept.",
+                )
+
+
+def run_trial(
+    study: optuna.Study, trial: Trial, trainings: Trainings, parameters: dict[str, Parameter], seed: int
+) -> float:
+    """Run one trial, and keep its model if no other was better.
+
+    study (optuna.Study): The study.
+    trial (Trial): The trial, which gets the attributes `settings`, `seconds` and `digest`.
+    trainings (Trainings): Trains.
+    parameters (dict[str, Parameter]): What is searched.
+    seed (int): Of the training.
+    RETURNS (float): F1 on dev.
+    RAISES (TrainingFailed): If the training failed.
+    """
+    # By its number, so that a process that goes on, or works beside others, does not propose the same again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number)
+    proposed = propose(trial, parameters, trainings.given)
+    default = DEFAULT in trial.user_attrs
+    recipe = trainings.plan({} if default else proposed, seed)
+    trial.set_user_attr("settings", recipe.settings)
+    reported: set[int] = set()
+
+    def report(percent_: int, score: float) -> bool:
+        new = percent_ not in reported
+        reported.add(percent_)
+        if new:
+            trial.report(score, percent_)
+        return new
+
+    def follow(percent_: int, score: float) -> None:
+        if report(percent_, score) and not default and trial.should_prune():
+            raise optuna.TrialPruned
+
+    with trainings.train(recipe, follow) as result:
+        for evaluation in result.evaluations:
+            report(*evaluation)
+        others = study.get_trials(deepcopy=False)
+        if default:
+            trainings.keep(recipe, trainings.folder)
+        elif all(result.ents_f > (other.value or 0) for other in others if other.state == TrialState.COMPLETE):
+            trainings.keep(recipe, trainings.target, (other.user_attrs.get("digest", "") for other in others))
+        trial.set_user_attr("digest", digest(recipe.inputs))
+        trial.set_user_attr("seconds", result.seconds)
+    msg.info(f"Trial {trial.number}: F1 {percent(result.ents_f)} on dev")
+    return result.ents_f
+
+
+def queue_default(study: optuna.Study, parameters: dict[str, Parameter]) -> None:
+    """Let the next trial have the default settings, unless there is such a trial that has not failed."""
+    trials = study.get_trials(deepcopy=False)
+    if not any(DEFAULT in trial.user_attrs and trial.state != TrialState.FAIL for trial in trials):
+        queue_again(study, {name: parameter.default for name, parameter in parameters.items()}, {DEFAULT: True})
+
+
+def queue_killed(study: optuna.Study, trainings: Trainings) -> None:
+    """Let the next trials do again what processes began that were killed."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.RUNNING and not trainings.is_held(f"trial-{trial.number}"):
+            with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
+                study.tell(trial.number, state=TrialState.FAIL)
+                queue_again(study, trial.params, trial.user_attrs)
+
+
+def queue_again(study: optuna.Study, params: dict[str, Any], attributes: dict[str, Any]) -> None:
+    """Let a trial have these parameters, and say whether they are the default."""
+    study.enqueue_trial(params, {DEFAULT: True} if DEFAULT in attributes else None)
+
+
+def repeat(trainings: Trainings, best: dict[str, str], seeds: range) -> dict[str, Any]:
+    """Train the best and the default settings again with other seeds, of which none decided what is best.
+
+    trainings (Trainings): Trains.
+    best (dict[str, str]): The best settings.
+    seeds (range): The seeds.
+    RETURNS (dict[str, Any]): `seeds`: how many; `default` and `best`: F1 on dev for each; `difference` of their means,
+        and its `interval` of 95% by Welch's t-test.
+    RAISES (StepError): If a training fails.
+    """
+    scores: dict[str, list[float]] = {"default": [], "best": []}
+    with tqdm.tqdm(total=2 * len(seeds), desc="other seeds", unit="training", disable=None) as bar:
+        for name, seed in itertools.product(scores, seeds):
+            try:
+                with trainings.train(trainings.plan(best if name == "best" else {}, seed), lambda *_: None) as result:
+                    scores[name].append(result.ents_f)
+            except TrainingFailed as error:
+                raise StepError(
+                    f"The {name} settings cannot be trained with seed {seed}: {error}",
+                    "Mend that, and run the same command again: all trainings that have ended are kept.",
+                ) from error
+            bar.update()
+    difference = float(np.mean(scores["best"]) - np.mean(scores["default"]))
+    interval = [difference, difference]
+    if any(np.ptp(values) for values in scores.values()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of one side that has no spread
+            welch = ttest_ind(scores["best"], scores["default"], equal_var=False)
+        interval = [float(end) for end in welch.confidence_interval()]
+    return {"seeds": len(seeds), **scores, "difference": difference, "interval": interval}
+
+
+# What it gave
+
+
+def summarize(study: optuna.Study) -> dict[str, Any]:
+    """Summarize a study.
+
+    study (optuna.Study): The study.
+    RETURNS (dict[str, Any]): `trials`: for each, by its number, `state`, `ents_f` on dev, perhaps the last one
+        before it was ended, `seconds`, `settings`, `params` as Optuna has them, and `problem`; `counts` of
+        their states; the numbers of the trials that are `default` and `best`, None if there is none; `importance` of
+        each parameter, None if there are not `enough` trials.
+    """
+    frozen = study.get_trials(deepcopy=False)
+    trials = [
+        {
+            "state": name_state(trial),
+            "ents_f": find_score(trial),
+            "seconds": trial.user_attrs.get("seconds", trial.duration.total_seconds() if trial.duration else None),
+            "settings": trial.user_attrs.get("settings", {}),
+            "params": trial.params,
+            "problem": trial.user_attrs.get("problem", ""),
+        }
+        for trial in frozen
+    ]
+    finished = [trial for trial in frozen if trial.state == TrialState.COMPLETE]
+    return {
+        "trials": trials,
+        "counts": dict(Counter(trial["state"] for trial in trials)),
+        "default": next((trial.number for trial in finished if DEFAULT in trial.user_attrs), None),
+        "best": max(finished, key=lambda trial: trial.value or 0).number if finished else None,
+        "importance": find_importance(frozen),
+        "enough": ENOUGH,
+    }
+
+
+def name_state(trial: FrozenTrial) -> str:
+    """What became of a trial."""
+    problem = trial.user_attrs.get("problem", "")
+    names = {
+        TrialState.COMPLETE: "finished",
+        TrialState.PRUNED: "diverged" if problem else "ended early",
+        TrialState.FAIL: "failed" if problem else "interrupted",
+        TrialState.RUNNING: "at work",
+        TrialState.WAITING: "to come",
+    }
+    return names[trial.state]
+
+
+def find_score(trial: FrozenTrial) -> float | None:
+    """F1 of a trial on dev: the best one, or the last one before it was ended."""
+    if trial.state == TrialState.COMPLETE:
+        return trial.value
+    return trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+
+
+def find_importance(trials: list[FrozenTrial]) -> dict[str, float] | None:
+    """Find which parameters decide whether a trial is among the best tenth, by PED-ANOVA.
+
+    Only the order of the trials counts. So those that were ended early, being worse than half of the others, count too,
+    with what they had reached.
+
+    trials (list[FrozenTrial]): The trials of a study.
+    RETURNS (dict[str, float] | None): Shares that sum to 1, the highest first. None if there are too few trials.
+    """
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    if len(ended) < ENOUGH:
+        return None
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(
+        optuna.create_trial(params=trial.params, distributions=trial.distributions, value=find_score(trial) or 0.0)
+        for trial in ended
+    )
+    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+
+
+def write_run(source: Path, path: Path, settings: dict[str, str], summary: str) -> None:
+    """Write the run that has the best settings.
+
+    source (Path): The file of the run that was searched, whose other variables are taken. It may be missing, the
+        variables having come from the command line.
+    path (Path): The new file.
+    settings (dict[str, str]): The settings, those of the run included.
+    summary (str): What is to be said of them.
+    """
+    variables = yaml.safe_load(source.read_text("utf8")) or {} if source.exists() else {}
+    variables |= {name: settings[name] for name in OPTIONS if settings[name] != "auto"}
+    variables["overrides"] = ",".join(f"{name}={value}" for name, value in settings.items() if name not in OPTIONS)
+    comment = f"{HEADER} from the run {source.stem}. {summary}"
+    lines = textwrap.wrap(comment, 120, subsequent_indent="# ")
+    text = "\n".join(lines) + "\n" + yaml.safe_dump(variables, sort_keys=False, allow_unicode=True, width=10_000)
+    path.write_text(text, encoding="utf8")
+
+
+def draw_search(record: dict[str, Any]) -> Any:
+    """Draw F1 of all trials over each parameter.
+
+    record (dict[str, Any]): As `search` writes it.
+    RETURNS (Any): The figure.
+    """
+    parameters, trials = record["parameters"], record["trials"]
+    columns = min(3, len(parameters))
+    rows = -(-len(parameters) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), sharey=True, squeeze=False)
+    for axes in grid.flat[len(parameters) :]:
+        axes.set_visible(False)
+    for axes, (name, parameter) in zip(grid.flat, parameters.items(), strict=False):
+        for state, marker in (("finished", "o"), ("ended early", "x")):
+            points = [
+                (trial["params"][name], 100 * trial["ents_f"])
+                for trial in trials
+                if trial["state"] == state and trial["ents_f"] is not None and name in trial["params"]
+            ]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), marker, label=state, alpha=0.7)
+        if record["default"] is not None:
+            default = trials[record["default"]]
+            axes.plot(default["params"][name], 100 * default["ents_f"], "*", markersize=12, label="default")
+        if "times" in parameter["range"]:
+            scale_log(axes)
+        axes.set_xlabel(shorten_name(name))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("F1 on dev, %")
+    grid[0, 0].legend()
+    return figure
+
+
+FIGURES: Figures = {
+    "search": (
+        draw_search,
+        "F1 of each trial on dev over the value of each setting: multiples of the default on logarithmic axes.",
+    )
+}
+
+if __name__ == "__main__":
+    main(search)
