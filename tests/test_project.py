@@ -104,6 +104,8 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
         "teach",
         "audit",
         "search",
+        "annotate-corpus",
+        "corpus-view",
         "experiments",
         "clean",
         "app",

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import multiprocessing
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.errors import StepError
+from common.workers import supervise
+from tests.common.working import die_always, die_loading, drive, load, work
+from tests.conftest import guard
+
+ITEMS = [["Mira", "left"], ["Turku"], ["die once", "Oslo"], ["Kenya", "beat", "Malta"]]
+
+
+def test_each_item_is_done_once_though_a_process_is_killed(tmp_path: Path) -> None:
+    amounts: list[int] = []
+    memory: list[int] = []
+    note = tmp_path / "note"
+    done = supervise(ITEMS, partial(load, note), partial(work, tmp_path), 2, memory.append, amounts.append)
+    assert sorted(done) == sorted(map(" ".join, ITEMS))
+    assert (tmp_path / "dead").exists() and not multiprocessing.active_children()
+    assert sum(amounts) == sum(map(len, ITEMS)), "what a dead process had done is taken back"
+    assert len(memory) == 1 and memory[0] > 1e6
+    assert note.read_text().count("loaded") == 3, "each process loads once, and there is one more for the dead one"
+
+
+def test_what_kills_its_process_costs_itself_alone(tmp_path: Path) -> None:
+    items = [["Mira", "die", "left"], ["Turku"]]
+    amounts: list[int] = []
+    done = [*supervise(items, load, partial(work, tmp_path), 1, advance=amounts.append)]
+    assert done == ["Mira left signal SIGKILL", "Turku"]
+    assert sum(amounts) == 3, "what the dead processes had done is taken back"
+
+
+def test_an_item_whose_parts_are_all_innocent_ends_the_work(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=r"dies again and again \(signal SIGKILL\)"):
+        list(supervise([["Mira"]], load, partial(die_always, tmp_path), 1))
+    with pytest.raises(StepError, match="dies while it loads"):
+        list(supervise([["Mira"]], die_loading, partial(work, tmp_path), 2))
+    assert not multiprocessing.active_children()
+
+
+def test_errors_are_those_of_the_process(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="It fails") as error:
+        list(supervise([["fail"]], load, partial(work, tmp_path), 1))
+    assert error.value.remedy == "Do something."
+
+
+def test_too_little_memory_is_said_before_more_processes_start(tmp_path: Path) -> None:
+    def refuse(memory: int) -> None:
+        assert len(multiprocessing.active_children()) == 1
+        raise StepError("Too much.", "Take less.")
+
+    with pytest.raises(StepError, match="Too much"):
+        list(supervise(ITEMS, load, partial(work, tmp_path), 4, refuse))
+
+
+def test_processes_end_when_the_one_that_supervises_them_is_killed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    driver = context.Process(target=drive, args=(str(tmp_path / "pid"),))
+    driver.start()
+    try:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith("\n"):
+            assert driver.is_alive()
+            driver.join(0.05)
+        process = psutil.Process(int((tmp_path / "pid").read_text()))
+    finally:
+        driver.kill()
+        driver.join()
+    process.wait(guard(20))

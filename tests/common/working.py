@@ -1,0 +1,59 @@
+"""What the processes of test_workers.py do, in a module that imports little: each of them imports it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.errors import StepError
+from common.workers import Tell, supervise
+
+
+def load(note: Path | None = None) -> int:
+    if note:
+        with note.open("a") as file:
+            file.write("loaded\n")
+    return os.getpid()
+
+
+def work(folder: Path, state: int, item: list[str], skipped: Mapping[int, str], tell: Tell) -> str:
+    """Join words. `die` kills the process each time, and `die once` the first time."""
+    found = []
+    for number, word in enumerate(item):
+        if number in skipped:
+            continue
+        if tell.probing:
+            tell.begin(number)
+        if word == "die" or (word == "die once" and not (folder / "dead").exists()):
+            (folder / "dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if word == "fail":
+            raise StepError("It fails.", "Do something.")
+        if not tell.probing:
+            tell.advance(1)
+            found.append(word)
+    return " ".join([*found, *skipped.values()])
+
+
+def die_always(folder: Path, state: int, item: list[str], skipped: Mapping[int, str], tell: Tell) -> None:
+    if not tell.probing:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_loading() -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def drive(path: str) -> None:
+    """A process that supervises others, one of which says who it is."""
+    list(supervise([0], load, wait_until_alone, 1, advance=lambda pid: Path(path).write_text(f"{pid}\n")))
+
+
+def wait_until_alone(state: int, item: int, skipped: Mapping[int, str], tell: Tell) -> None:
+    tell.advance(os.getpid())
+    driver = os.getppid()
+    while os.getppid() == driver:
+        signal.sigtimedwait([], 0.01)

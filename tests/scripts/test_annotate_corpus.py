@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import datetime
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow
+import pyarrow.dataset
+import pyarrow.parquet
+import pytest
+import spacy
+from spacy.language import Language
+from spacy.tokens import DocBin
+
+from common.errors import StepError
+from common.parts import LAYERS, MANIFEST, RECORDS, Target
+from common.records import read_json, sha256
+from common.workers import Tell
+from scripts import annotate_corpus as step
+from scripts.annotate_corpus import Format, annotate_corpus
+from tests.conftest import ROOT, TEXT, guard, words
+from tests.scripts.fragile import DEADLY, DEADLY_ONCE, ORPHANING, WAITING, drive
+
+
+class Silent(Tell):
+    def __init__(self) -> None:
+        self.probing = False
+
+    def advance(self, *amounts: int) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def pipeline(ruled: Path) -> str:
+    return str(ruled / "packages/ruled/assembled")
+
+
+@pytest.fixture(scope="module")
+def nlp(pipeline: str) -> Language:
+    return spacy.load(pipeline)
+
+
+@pytest.fixture
+def alone(nlp: Language, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The command does its work in this process; gets the shards that it works on."""
+    done: list[Any] = []
+
+    def supervise(items: Sequence[Any], load: Callable[[], Any], work: Any, *rest: Any) -> Iterator[Any]:
+        for item in items:
+            done.append(item)
+            yield work(load(), item, {}, Silent())
+
+    monkeypatch.setattr(step, "supervise", supervise)
+    monkeypatch.setattr(step, "load", lambda job: nlp)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the command sets, and which goes back to what it was
+    return done
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Five documents in three files, and what is none."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = [{"id": "a", "text": TEXT, "source": "wire"}, {"text": 3}, {"id": "b", "text": "Mira Solberg left Turku ."}]
+    (folder / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf8")
+    days = [datetime.date(2031, 2, 7), datetime.date(2031, 3, 1)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["Turku .", ""], "day": days}), folder / "y.parquet")
+    (folder / "z.txt").write_text("Norrvik Steel is in Turku .", "utf8")
+    (folder / "notes.odt").touch()
+    return folder
+
+
+def read(target: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pyarrow.dataset.dataset(target, format="parquet").to_table().to_pylist()
+    return rows
+
+
+def names(rows: list[dict[str, Any]]) -> list[list[tuple[str, str]]]:
+    return [[(ent["text"], ent["label"]) for ent in row["entities"]] for row in rows]
+
+
+def test_parts_have_each_document_once_with_what_the_pipeline_finds(
+    texts: Path,
+    pipeline: str,
+    nlp: Language,
+    alone: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = tmp_path / "out"
+    annotate_corpus(str(texts), str(target), pipeline, keep="triples,text,tags,sentences", size=2)
+    rows = read(target)
+    assert [row["id"] for row in rows] == ["a", "b", "y.parquet#1", "y.parquet#2", "z.txt"]
+    for row, doc in zip(rows, nlp.pipe(row["text"] for row in rows), strict=True):
+        for name, (_, read_layer) in LAYERS.items():
+            assert row[name] == read_layer(doc)
+        for ent in row["entities"]:
+            assert row["text"][ent["start"] : ent["end"]] == ent["text"]
+    assert rows[0]["triples"] and rows[0]["concepts"] and len(rows[0]["sentences"]) == 3
+    assert [row["source"] for row in rows] == ["wire", None, None, None, None]
+    assert [row["day"] for row in rows] == [None, None, datetime.date(2031, 2, 7), datetime.date(2031, 3, 1), None]
+    manifest = read_json(target / MANIFEST)
+    assert manifest["counts"]["documents"] == 5 and manifest["counts"]["bad"] == 1
+    assert manifest["counts"]["entities"] == {"LOC": 4, "ORG": 3, "PER": 2}
+    assert manifest["bad"] == [{"id": "x.jsonl#2", "place": "x.jsonl, row 2", "problem": "the text is no string (int)"}]
+    assert manifest["other_files"] == ["notes.odt"]
+    assert manifest["inputs"]["pipeline"]["name"] == "en_pipeline"
+    assert [part["documents"] for part in manifest["parts"]] == [1, 1, 2, 1]
+    said = words(capsys.readouterr().out)
+    assert "x.jsonl, row 2: the text is no string" in said and "5 documents with" in said
+
+
+def test_without_keep_there_are_ids_and_entities_alone(
+    texts: Path, pipeline: str, alone: list[Any], tmp_path: Path
+) -> None:
+    annotate_corpus(f"{texts}/y.parquet", str(tmp_path / "out"), pipeline, columns="none")
+    assert list(read(tmp_path / "out")[0]) == ["id", "entities"]
+
+
+def test_what_is_done_is_not_done_again(texts: Path, pipeline: str, alone: list[Any], tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    annotate_corpus(str(texts), str(target), pipeline, size=1)
+    assert len(alone) == 6
+    parts = sorted(target.glob("part-*"))
+    before = {path: (path.stat().st_mtime_ns, sha256(path)) for path in parts}
+    # As a killed command leaves it: without a manifest, one part without its record, and one copied by half
+    (target / MANIFEST).unlink()
+    (target / RECORDS / "part-000002.json").unlink()
+    (target / ".part-000003.parquet.partial-12345678").touch()
+    alone.clear()
+    annotate_corpus(str(texts), str(target), pipeline, size=1)
+    assert [shard.number for shard in alone] == [2]
+    for path in parts:
+        assert sha256(path) == before[path][1]
+        assert (path.stat().st_mtime_ns == before[path][0]) == (path.name != "part-000002.parquet")
+    assert len(read(target)) == 5 and not list(target.glob(".*partial*"))
+
+
+def test_other_texts_or_another_pipeline_do_not_go_into_the_same_folder(
+    texts: Path, pipeline: str, alone: list[Any], tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    annotate_corpus(str(texts), str(target), pipeline)
+    with pytest.raises(StepError, match="not the same keep"):
+        annotate_corpus(str(texts), str(target), pipeline, keep="text")
+    other = shutil.copytree(pipeline, tmp_path / "other")
+    meta = read_json(other / "meta.json")
+    (other / "meta.json").write_text(json.dumps(meta | {"version": "9"}))
+    with pytest.raises(StepError, match="not the same pipeline"):
+        annotate_corpus(str(texts), str(target), str(other))
+    (texts / "more.txt").write_text("Oslo")
+    with pytest.raises(StepError, match="not the same texts"):
+        annotate_corpus(str(texts), str(target), pipeline)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").touch()
+    with pytest.raises(StepError, match=r"holds other files, such as letter\.txt"):
+        annotate_corpus(str(texts), str(tmp_path / "mine"), pipeline)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"keep": "words"}, "Nothing is called 'words'"),
+        ({"pipeline": "en_no_such_pipeline"}, "en_no_such_pipeline is no pipeline"),
+        ({"texts": ""}, "It takes texts"),
+        ({"text_column": "body"}, "has no column 'body'"),
+    ],
+)
+def test_mistakes_are_named(texts: Path, pipeline: str, tmp_path: Path, options: dict[str, str], said: str) -> None:
+    arguments: dict[str, Any] = {"texts": f"{texts}/y.parquet", "target": str(tmp_path / "out"), "pipeline": pipeline}
+    with pytest.raises(StepError, match=said):
+        annotate_corpus(**arguments | options)
+
+
+def test_a_column_that_parts_have_too_is_refused(pipeline: str, alone: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Oslo", "entities": []}\n')
+    with pytest.raises(StepError, match="have the column 'entities'"):
+        annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline)
+    annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline, columns="none")
+
+
+def test_a_text_that_is_too_long_or_fails_costs_itself_alone(
+    pipeline: str, alone: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(job: Any) -> Any:
+        nlp = spacy.load(pipeline)
+        tokenizer: Any = nlp.tokenizer
+        nlp.max_length = 40
+
+        def tokenize(text: str) -> Any:
+            if text == DEADLY:
+                raise ValueError("deadly\nindeed")
+            return tokenizer(text)
+
+        nlp.tokenizer = tokenize
+        return nlp
+
+    monkeypatch.setattr(step, "load", load)
+    lines = [json.dumps({"text": text}) for text in ("Turku .", DEADLY, "Turku " * 9, "Mira Solberg left .")]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline)
+    assert names(read(tmp_path / "out")) == [[("Turku", "LOC")], [("Mira Solberg", "PER")]]
+    assert {one["id"]: one["problem"] for one in read_json(tmp_path / "out" / MANIFEST)["bad"]} == {
+        "a.jsonl#2": "the pipeline fails: ValueError: deadly",
+        "a.jsonl#3": "it has 54 characters, and the pipeline reads at most 40",
+    }
+
+
+def test_docbins_have_everything(texts: Path, pipeline: str, nlp: Language, alone: list[Any], tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    annotate_corpus(str(texts), str(target), pipeline, part_format=Format.DOCBIN)
+    docs = list(DocBin().from_disk(target / "part-000000.spacy").get_docs(nlp.vocab))
+    assert [doc.user_data["id"] for doc in docs] == ["a", "b", "y.parquet#1", "y.parquet#2", "z.txt"]
+    assert [ent.label_ for ent in docs[1].ents] == ["PER", "LOC"] and docs[0].spans["concepts"]
+    assert docs[2].user_data["columns"] == {"day": "2031-02-07"}
+
+
+def test_a_url_is_a_target_too(texts: Path, pipeline: str, alone: list[Any], tmp_path: Path) -> None:
+    for place in (str(tmp_path / "a"), (tmp_path / "b").as_uri()):
+        annotate_corpus(texts.as_uri(), place, pipeline, size=2)
+    assert read(tmp_path / "a") == read(tmp_path / "b")
+
+
+def test_where_nothing_can_be_renamed_a_file_gets_its_name_at_once(tmp_path: Path) -> None:
+    """As on an object store, where a file appears when it is whole."""
+    target = Target(str(tmp_path / "out"))
+    target.renames = False
+    (tmp_path / "a").write_text("Turku")
+    target.put(tmp_path / "a", "b/c")
+    assert (tmp_path / "out/b/c").read_text() == "Turku" and target.names("b") == {"c"}
+    assert target.names("none") == set() and target.read_json("none") is None
+
+
+def test_memory_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
+    step.check_memory(2, 1000)
+    assert "2 processes take 0.0 GB" in words(capsys.readouterr().out)
+    free = psutil.virtual_memory().available
+    with pytest.raises(StepError, match="4 processes take") as error:
+        step.check_memory(4, free // 2)
+    assert "--vars.processes" in error.value.remedy
+
+
+@pytest.mark.slow
+def test_killed_processes_and_commands_lose_and_double_nothing(pipeline: str, tmp_path: Path) -> None:
+    """A text kills each process that reads it, another one once, and the command is killed while a third is read."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    found = ["Turku .", "Mira Solberg left .", DEADLY_ONCE, "Oslo", "Turku", DEADLY, "Norrvik Steel", "Peru"]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in [*found, WAITING, "Kenya"]))
+    target = tmp_path / "out"
+    context = multiprocessing.get_context("spawn")
+    driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, 2))
+    driver.start()
+    while len(list((target / RECORDS).glob("part-*.json"))) < 4:
+        assert driver.is_alive()
+        driver.join(0.05)
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.join()
+    before = {path: path.stat().st_mtime_ns for path in target.glob("part-*")}
+    assert not (target / MANIFEST).exists()
+    (folder / ".go").touch()
+    assert not psutil.wait_procs(processes, guard(20))[1], "they end with the command"
+    (target / RECORDS / "part-000004.json").unlink(missing_ok=True)  # the last process may have finished its part
+    driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, 2))
+    driver.start()
+    driver.join(guard(60))
+    assert driver.exitcode == 0
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items() if path.name < "part-000004")
+    rows = read(target)
+    ids = [f"a.jsonl#{number}" for number in range(1, 11) if number != 6]
+    assert [row["id"] for row in rows] == ids and [row["text"] for row in rows][5] == "Norrvik Steel"
+    (bad,) = read_json(target / MANIFEST)["bad"]
+    assert bad["id"] == "a.jsonl#6" and "kills the process" in bad["problem"]
+
+
+@pytest.mark.slow
+def test_parts_have_the_same_bytes_however_many_processes_make_them(
+    tiny_corpus: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a trained pipeline in float32; and the entities are those of nlp.pipe over all texts at once."""
+    from scripts.train import train
+
+    monkeypatch.setenv("BERT_NER_DTYPE", "float32")
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
+    train(ROOT / "configs/bert.cfg", tmp_path / "training", tiny_corpus, tiny_encoder, epochs="1")
+    pipeline = tmp_path / "training/model-best"
+    texts = [f"{'Mira Solberg left Turku. ' * (1 + number % 7)}Kenya beat Peru {number} times." for number in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    for processes in (1, 2):
+        annotate_corpus(
+            str(tmp_path / "a.jsonl"), str(tmp_path / f"out{processes}"), str(pipeline), size=7, processes=processes
+        )
+    parts = sorted(path.name for path in (tmp_path / "out1").glob("part-*"))
+    assert len(parts) == 9
+    for name in parts:
+        assert sha256(tmp_path / "out1" / name) == sha256(tmp_path / "out2" / name)
+    docs = list(spacy.load(pipeline).pipe(texts))
+    expected = [[(ent.text, ent.label_) for ent in doc.ents] for doc in docs]
+    assert names(read(tmp_path / "out2")) == expected and any(expected)
+
+
+@pytest.mark.slow
+def test_spark_makes_the_same_parts_though_a_worker_is_killed(
+    pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On this machine, with two tasks. A text once kills the process that reads it, another one Spark's worker."""
+    pytest.importorskip("pyspark")
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    found = ["Turku .", "Mira Solberg left .", "Oslo", DEADLY_ONCE, "Turku", ORPHANING, "Norrvik Steel", "Peru"]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in found))
+    context = multiprocessing.get_context("spawn")
+    for engine in ("spark", "local"):
+        target = tmp_path / engine
+        driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, 2, engine))
+        driver.start()
+        driver.join(guard(120))
+        assert driver.exitcode == 0
+        assert [row["text"] for row in read(target)] == found
+    assert len(list(folder.glob(".*"))) == 2, "both have killed"
+    assert read_json(tmp_path / "spark" / MANIFEST) == read_json(tmp_path / "local" / MANIFEST)
+    for path in (tmp_path / "spark").glob("part-*"):
+        assert sha256(path) == sha256(tmp_path / "local" / path.name)
