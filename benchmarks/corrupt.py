@@ -108,7 +108,7 @@ def spoil(docs: Sequence[Doc], share: float, random: np.random.Generator) -> lis
     """Corrupt labels: equally many of each kind, no two of them in the same place.
 
     Of a boundary one end moves by one word, without leaving its sentence or reaching another entity. What is put where
-    nothing was has the length and the label of some entity, and lies within a sentence.
+    nothing was has the label and at most the length of some entity, and lies within a sentence.
 
     docs (Sequence[Doc]): Annotated documents with sentence starts; their entities are changed.
     share (float): How many corruptions there are for each entity.
@@ -147,12 +147,12 @@ def spoil(docs: Sequence[Doc], share: float, random: np.random.Generator) -> lis
         return Corruption(kind, number, entity, (*ends[random.integers(len(ends))], label)) if ends else None
 
     def put(model: Entity) -> Corruption | None:
-        length = model[1] - model[0]
         for place in places:
             number = int(np.searchsorted(words, place, side="right")) - 1
             start = int(place - words[number])
-            if is_free(number, start, start + length, sentences[number][start]):
-                return Corruption("spurious", number, None, (start, start + length, model[2]))
+            for end in range(start + model[1] - model[0], start, -1):
+                if is_free(number, start, end, sentences[number][start]):
+                    return Corruption("spurious", number, None, (start, end, model[2]))
         return None
 
     done: list[Corruption] = []
