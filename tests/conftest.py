@@ -270,6 +270,13 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
     return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
+def rounded(value: Any) -> Any:
+    """Numbers to 8 decimals, wherever they stand: spaCy's records have about 10."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    return round(value, 8) if isinstance(value, float) else value
+
+
 def words(output: str) -> str:
     """Output on one line: wasabi breaks messages wherever 80 columns are full."""
     return " ".join(output.split())

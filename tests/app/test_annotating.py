@@ -198,6 +198,7 @@ def tab_to(page: Page, goal: Locator) -> None:
     raise AssertionError(f"the keyboard does not reach {goal}")
 
 
+@pytest.mark.slow
 def test_words_are_marked_with_the_keyboard_and_positions_are_those_of_python(
     browser: Browser, runs: Path, address: str
 ) -> None:
@@ -291,6 +292,7 @@ def test_a_suggestion_is_told_from_a_decision(browser: Browser, runs: Path, addr
     page.close()
 
 
+@pytest.mark.slow
 def test_a_label_is_added_and_is_there_after_a_reload(browser: Browser, runs: Path, address: str) -> None:
     store = make_store(runs / "labels", {"ship": SHIP}, {"ship": [span_of(SHIP, "Turku", "LOC")]})
     page = browser.new_page()
@@ -307,6 +309,7 @@ def test_a_label_is_added_and_is_there_after_a_reload(browser: Browser, runs: Pa
     page.close()
 
 
+@pytest.mark.slow
 def test_two_windows_on_one_document_do_not_overwrite_each_other(browser: Browser, runs: Path, address: str) -> None:
     store = make_store(
         runs / "windows", {"ship": SHIP}, {"ship": [span_of(SHIP, "Turku", "LOC"), span_of(SHIP, "met", "PER")]}

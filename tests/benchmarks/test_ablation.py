@@ -102,7 +102,7 @@ def test_runs_of_other_code_or_data_are_not_in_the_table(
     assert record["summary"][USUAL]["test"]["gold_sentences"] == {"mean": 0.75, "sd": 0}
     assert set(record["inputs"]) == {"config", "encoder", "train", "dev", "test", "code", "pipeline"}
     monkeypatch.setattr(benchmark, "score_model", lambda *_: {**stale, "seqeval_f1": 1.0})
-    monkeypatch.setattr(benchmark, "find_trained", lambda *_: tmp_path)
+    monkeypatch.setattr("common.models.find_trained", lambda *_: tmp_path)
     assert run(1, OURS) == {USUAL: 2, OURS: 1}, "runs of before stay, as they would come out the same"
     assert list(read_json(path)["summary"]) == [OURS, USUAL]
     monkeypatch.setattr(benchmark, "USUAL_SETTINGS", {"num_train_epochs": 1})

@@ -304,6 +304,7 @@ def test_ours_is_trained_aside_on_few_documents_and_found_again(changeable: Proj
     assert again.stdout.count("measured already") == 2
 
 
+@pytest.mark.slow
 def test_teachers_see_the_other_documents_without_their_annotation(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -362,6 +362,7 @@ def test_a_pipeline_loads_without_an_import_of_every_architecture(
     assert type(loaded.transformer) is BertModel and len(loaded.predict([doc]).doc_data[0].align.lengths) == len(doc)
 
 
+@pytest.mark.slow
 def test_several_processes_work(pipeline: Language, tmp_path: Path) -> None:
     """Also after the pipeline was used in the parent, whose threads a fork does not copy."""
     pipeline.to_disk(tmp_path / "pipeline")

@@ -167,6 +167,7 @@ def save_often(path: Path, annotator: str, number: int) -> None:
         store.save(annotate(annotator=annotator, revision=revision, actions=revision + 1))
 
 
+@pytest.mark.slow
 def test_several_processes_work_on_one_file(store: Store) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=save_often, args=(store.path, name, 20)) for name in ("ada", "bo", "cy")]

@@ -24,7 +24,8 @@ def test_each_item_is_done_once_though_a_process_is_killed(tmp_path: Path) -> No
     assert (tmp_path / "dead").exists() and not multiprocessing.active_children()
     assert sum(amounts) == sum(map(len, ITEMS)), "what a dead process had done is taken back"
     assert len(memory) == 1 and memory[0] > 1e6
-    assert note.read_text().count("loaded") == 3, "each process loads once, and there is one more for the dead one"
+    loaded = note.read_text().count("loaded")
+    assert loaded in (2, 3), "each process loads once, one more for the dead one; a late one may find nothing to do"
 
 
 def test_what_kills_its_process_costs_itself_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from common.errors import StepError
 from common.formatting import calibration_summary, percent
 from common.records import read_json, sha256, write_json
 from scripts.package import RESEARCH, _rows, check_forgetting, find_license
-from tests.conftest import Project
+from tests.conftest import Project, rounded
 
 WHEEL = "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl"
 
@@ -30,7 +30,7 @@ def test_the_wheel_describes_itself(project: Project, tmp_path: Path) -> None:
     assert "tiny" in meta["description"] and [source["name"] for source in meta["sources"]][1] == "tiny"
     assert meta["author"] == "" and meta["labels"]["ner"] == ["LOC", "MISC", "ORG", "PER"]
     test = read_json(project.folder / "metrics/tiny/test.json")
-    assert meta["performance"] == {key: value for key, value in test.items() if key != "speed"}
+    assert rounded(meta["performance"]) == rounded({key: value for key, value in test.items() if key != "speed"})
     with zipfile.ZipFile(project.folder / WHEEL) as wheel:
         told = wheel.read("en_bert_ner-1.0.0.dist-info/METADATA").decode().splitlines()
     assert "Requires-Python: >=3.11" in told and f"License: {meta['license']}" in told

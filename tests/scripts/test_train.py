@@ -284,6 +284,7 @@ def test_a_corpus_without_parts_of_speech_trains_no_tagger(tmp_path: Path, tiny_
     assert set(nlp.pipe_labels["ner"]) == {"person", "city"}
 
 
+@pytest.mark.slow
 def test_what_goes_on_from_a_pipeline_without_a_tagger_gets_one_where_there_are_tags(
     tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_the_last_lines_work_when_pasted_and_warn_of_nothing(
     assert done.stdout.startswith("[") and not done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_two_wheels_and_the_source_tree_load_in_one_process(changeable: Project, tmp_path: Path) -> None:
     """A wheel of another name, and the assembled pipeline with the project's own code, offline, from another folder."""
     done = changeable.run("package", name="other")
