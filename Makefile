@@ -13,7 +13,7 @@ WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all distill continue $(STEPS) synthesize synthetic experiments document clean app serve bench bench-full ablation curve forecast continuing test test-slow check
+.PHONY: quickstart all distill continue $(STEPS) synthesize synthetic experiments document clean app serve bench bench-full ablation curve forecast continuing test test-slow test-live check
 
 quickstart: .venv/installed
 	$(STEP) all quickstart
@@ -55,11 +55,15 @@ forecast: .venv/installed
 
 # The fast tests, some minutes
 test: .venv/installed
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not live"
 	@echo "The slow tests were left out: make test-slow runs them"
 
 test-slow: .venv/installed
 	$(PYTEST) -m slow
+
+# Label Studio, which is installed for it
+test-live: .venv/installed
+	$(BIN)/python -m pytest -m live
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -400,4 +400,4 @@ def test_ci_checks_and_runs_the_fast_tests_and_the_slow_ones() -> None:
     """With the README's command; the slow tests are those that it leaves out."""
     assert re.findall(r"^make ([\w-]+)$", CI, re.M) == ["check", "test", "test-slow"]
     chosen = re.findall(r"\$\(PYTEST\) -m (.+)", (ROOT / "Makefile").read_text("utf8"))
-    assert chosen == ['"not slow"', "slow"]
+    assert chosen == ['"not slow and not live"', "slow"]

@@ -218,7 +218,7 @@ def span_of(words: str, label: str, score: float | None = None) -> Span:
     return Span(start=start, end=start + len(words), label=label, score=score, source=source)
 
 
-@pytest.mark.slow
+@pytest.mark.live
 def test_what_is_done_in_label_studio_itself_comes_back(label_studio: str, browser: Browser, tmp_path: Path) -> None:
     """After an emoji: a suggestion is accepted, one changed, one removed, and a name added. Another text is skipped."""
     mira, turku = span_of("Mira Solberg", "PER", 0.98), span_of("Turku", "LOC", 0.9)
@@ -260,7 +260,7 @@ def test_what_is_done_in_label_studio_itself_comes_back(label_studio: str, brows
     assert new == []
 
 
-@pytest.mark.slow
+@pytest.mark.live
 def test_label_studio_itself_asks_the_service(
     label_studio: str, annotator: Annotator, browser: Browser, tmp_path: Path
 ) -> None:
