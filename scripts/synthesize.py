@@ -88,8 +88,7 @@ def synthesize(
         reached = 1 - sum(map(len, train)) / sum(map(len, mixed))
         with staged(corpus, f"{MIXED}.spacy", f"{MIXED}.json") as folder:
             DocBin(docs=mixed, store_user_data=True).to_disk(folder / f"{MIXED}.spacy")
-            # The share as a text: a float may be another one after it was read from JSON, and this identifies a model.
-            record = {"train": inputs["train"], "inputs": {"share": f"{reached:.4f}", **inputs}}
+            record = {"train": inputs["train"], "inputs": {"share": reached, **inputs}}
             write_json(folder / f"{MIXED}.json", record)
         msg.good(f"Wrote {corpus / MIXED}.spacy, of which {reached:.1%} is synthetic")
         if reached < share - 0.01:

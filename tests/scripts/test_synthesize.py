@@ -16,7 +16,7 @@ from common.records import read_json, write_json
 from common.synthesis import Method, read_settings
 from common.training import prepare
 from scripts.synthesize import synthesize
-from tests.common.test_synthesis import FILE, HELD_OUT, SETTINGS, TRAIN, create_docs, write_story
+from tests.common.test_synthesis import FILE, HELD_OUT, SETTINGS, TRAIN, create_docs, write_splits, write_story
 from tests.conftest import ROOT, Project, guard, words
 from tests.endpoint import Endpoint, serving
 
@@ -25,11 +25,7 @@ REQUIREMENTS = ROOT / "requirements-smollm2.txt"
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for split, documents in {"train": TRAIN, "dev": HELD_OUT, "test": HELD_OUT}.items():
-        DocBin(docs=create_docs(documents), store_user_data=True).to_disk(folder / f"{split}.spacy")
-    return folder
+    return write_splits(tmp_path / "mine", HELD_OUT)
 
 
 @pytest.fixture
@@ -85,7 +81,7 @@ def test_a_share_is_mixed_in_and_the_provenance_names_it(
     assert 0.3 < added / sum(map(len, mixed)) < 0.7 and "of which" in words(capsys.readouterr().out)
     inputs, overrides = prepare(config, corpus, tiny_encoder, train_on="mixed")
     assert inputs["mixed"]["method"] == "around-names" and overrides["paths.train"].endswith("mixed.spacy")
-    assert inputs["mixed"]["share"] == f"{added / sum(map(len, mixed)):.4f}"
+    assert inputs["mixed"]["share"] == pytest.approx(added / sum(map(len, mixed)))
     write_json(corpus / "copy.json", inputs["mixed"])
     assert read_json(corpus / "copy.json") == inputs["mixed"], "a model is found again by what was written"
     assert "mixed" not in prepare(config, corpus, tiny_encoder)[0]

@@ -284,6 +284,14 @@ def test_a_corpus_without_parts_of_speech_trains_no_tagger(tmp_path: Path, tiny_
     assert set(nlp.pipe_labels["ner"]) == {"person", "city"}
 
 
+def test_components_that_come_from_a_pipeline_cannot_be_set(
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
+) -> None:
+    setting = "components.senter.model.grad_factor=0.5"
+    with pytest.raises(StepError, match=r"nothing can set components\.senter"):
+        train(CONFIG, tmp_path / "more", tiny_corpus, tiny_encoder, start=tmp_path, overrides=setting)
+
+
 @pytest.mark.slow
 def test_what_goes_on_from_a_pipeline_without_a_tagger_gets_one_where_there_are_tags(
     tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
