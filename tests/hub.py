@@ -1,6 +1,6 @@
 """A stand-in for huggingface.co on 127.0.0.1, so that tests can use the real client libraries without the network.
 
-Emulated is what huggingface_hub, datasets and transformers ask for when they read a public repository:
+Emulated is what huggingface_hub, datasets and transformers ask for when they read a repository:
 
 - ``/api/{models,datasets}/<id>[/revision/<revision>]``: the commit of a revision and the names of its files, with
   ``?blobs=true`` their sizes and checksums too
@@ -10,14 +10,26 @@ Emulated is what huggingface_hub, datasets and transformers ask for when they re
 - 401 for a repository that does not exist, since it might be a private one; 404 with ``X-Error-Code`` for such a
   revision or file, 404 for everything else
 
-Left out are authentication, renamed repositories, Xet storage, pages and expanded entries of listings, and the dataset
-viewer, which is another host.
+And, for a hub that has tokens, what huggingface_hub asks for when it writes:
+
+- ``POST /api/repos/create``: a repository with the first commit, which has ``.gitattributes``; 409 if there is one
+- ``POST /api/validate-yaml``: whether the metadata of a card is a dictionary in YAML
+- ``POST /api/{models,datasets}/<id>/preupload/<revision>``: which files go to git LFS, and what of them is there
+- ``POST [/datasets]/<id>.git/info/lfs/objects/batch``: where those go that are not there, ``PUT /lfs/<sha256>``
+- ``POST /api/{models,datasets}/<id>/commit/<revision>``: files, large files by their checksum, and deletions, in lines
+  of JSON; 412 if the parent is not the last commit
+- 401 for a token that it does not know, 403 for one of another owner; a private repository does not exist for others
+
+Left out are renamed repositories, Xet storage, branches of what was written, uploads in several parts, pages and
+expanded entries of listings, and the dataset viewer, which is another host.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,17 +40,22 @@ from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
+import yaml
 from urllib3.util import Retry
 
 from common import hub as client
 from tests.conftest import guard
 
-Failure = int | Literal["hang", "truncate", "corrupt", "html", "broken", "list", "garbage"] | None
+Failure = int | Literal["hang", "cut", "truncate", "corrupt", "html", "broken", "list", "garbage"] | None
 
-LFS_SUFFIXES = {".arrow", ".bin", ".h5", ".msgpack", ".onnx", ".parquet", ".pt", ".safetensors"}
+LFS_SUFFIXES = {".arrow", ".bin", ".h5", ".msgpack", ".onnx", ".parquet", ".pt", ".safetensors", ".whl"}
 API = re.compile(r"/api/(models|datasets)/([^/]+(?:/[^/]+)?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.+))?)?")
 RESOLVE = re.compile(r"/((?:datasets/)?[^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
 CDN = re.compile(r"/cdn/([0-9a-f]{64})/.+")
+WRITE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/(preupload|commit)/main")
+BATCH = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+OBJECT = re.compile(r"/lfs/([0-9a-f]{64})")
+SAMPLE = 512  # bytes of a file, by which the client lets the hub judge it
 ERRORS = {"Revision": "Invalid rev id", "Entry": "Entry not found"}
 BODIES = {"html": b"<!doctype html><title>Welcome</title>", "broken": b'{"id": ', "list": b"[]"}
 
@@ -61,6 +78,16 @@ def not_found(what: Literal["Revision", "Entry"], **headers: str) -> Reply:
     """The reply from which the clients know what does not exist."""
     error = ERRORS[what]
     return as_json({"error": error}, 404, X_Error_Code=f"{what}NotFound", X_Error_Message=error, **headers)
+
+
+def refused(status: int, said: str) -> Reply:
+    """The reply to somebody who may not do this."""
+    return as_json({"error": said}, status, X_Error_Message=said)
+
+
+def is_large(name: str, sample: bytes) -> bool:
+    """Whether a file goes to git LFS, by its name and its first bytes."""
+    return Path(name).suffix in LFS_SUFFIXES or b"\0" in sample
 
 
 def contents(path: Path, wanted: str | None, headers: dict[str, str]) -> Reply:
@@ -91,7 +118,7 @@ class Revision:
         """What listings say of a file. What git has of an LFS file is a pointer to its contents."""
         blob = path.read_bytes()
         entry: dict[str, Any] = {"type": "file", "size": len(blob), "path": name}
-        if path.suffix in LFS_SUFFIXES:
+        if is_large(name, blob[:SAMPLE]):
             oid = hashlib.sha256(blob).hexdigest()
             blob = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(blob)}\n".encode()
             entry["lfs"] = {"oid": oid, "size": entry["size"], "pointerSize": len(blob)}
@@ -102,7 +129,7 @@ class Revision:
         lines = (f"{self.entries[name]['oid']} {name}\n" for name in self.files if name.startswith(prefix))
         return hashlib.sha1("".join(lines).encode()).hexdigest()
 
-    def info(self, repo_id: str, blobs: bool) -> Reply:
+    def info(self, repo_id: str, blobs: bool, private: bool) -> Reply:
         """The repository at this revision, with the checksums of its files if they are asked for."""
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in self.files]
         for sibling in siblings if blobs else ():
@@ -110,7 +137,7 @@ class Revision:
             sibling |= {"blobId": entry["oid"], "size": entry["size"]}
             if "lfs" in entry:
                 sibling["lfs"] = {"sha256": entry["lfs"]["oid"]} | {k: entry["lfs"][k] for k in ("size", "pointerSize")}
-        return as_json({"id": repo_id, "sha": self.commit, "private": False, "gated": False, "siblings": siblings})
+        return as_json({"id": repo_id, "sha": self.commit, "private": private, "gated": False, "siblings": siblings})
 
     def tree(self, folder: str, recursive: bool) -> Reply:
         """The entries of a folder, or of everything below it."""
@@ -141,10 +168,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer one request; the connection ends with it, so that nothing is answered after the hub is closed."""
-        form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        length = int(self.headers.get("Content-Length", 0))
         self.server.requests.append((self.command, self.path))
         self.close_connection = True
         failure = self.server.fail(self.command, self.path) if self.server.fail else None
+        body = self.rfile.read(length // 2 if failure == "cut" else length)
+        if failure == "cut":
+            return
         if failure == "hang":
             self.server.closed.wait()
             return
@@ -158,7 +188,10 @@ class Handler(BaseHTTPRequestHandler):
                 200, BODIES[failure], {"Content-Type": "text/html" if failure == "html" else "application/json"}
             )
         else:
-            reply = self.server.answer(self.path, form, self.headers.get("Range"))
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            reply = self.server.write(self.command, self.path, body, token) or self.server.answer(
+                self.path, body.decode(), self.headers.get("Range"), token
+            )
         if failure == "corrupt":
             reply = reply._replace(body=reply.body[:-1] + bytes([reply.body[-1] ^ 1]) if reply.body else b"")
         self.send_response(reply.status)
@@ -168,7 +201,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(reply.body[: len(reply.body) // 2] if failure == "truncate" else reply.body)
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet; what was asked for is in ``hub.requests``."""
@@ -180,21 +213,34 @@ class Hub(ThreadingHTTPServer):
     A repository is ``datasets/<id>`` or the id of a model. A revision is asked for by its name or by its commit, which
     ``hub.commit(repository, revision)`` tells.
 
+    With ``tokens``, whose owners they are by token, their owners may write into a hub that keeps it in the folder
+    ``store``. ``hub.private`` has the repositories that only their owners see, ``hub.commits`` the repository and the
+    summary of each commit.
+
     ``hub.url`` is for ``HF_ENDPOINT``. ``hub.requests`` lists method and path of each request as sent, that is quoted
     and with the query. ``hub.fail`` may be set, at any time, to a function of both: for a number this status is sent,
-    for "hang" nothing until the hub is closed, for "truncate" half of the body that is announced (HEAD has none and is
-    answered as usual), for "corrupt" the body with another last byte, for "html", "broken" and "list" a page, broken
-    JSON and JSON of another kind, for "garbage" what is not HTTP, and for None the usual answer.
+    for "hang" nothing until the hub is closed, for "cut" nothing, the connection being closed after half of the
+    request, for "truncate" half of the body that is announced (HEAD has none and is answered as usual), for "corrupt"
+    the body with another last byte, for "html", "broken" and "list" a page, broken JSON and JSON of another kind, for
+    "garbage" what is not HTTP, and for None the usual answer.
     """
 
     request_queue_size = 64
 
-    def __init__(self, repos: Mapping[str, Mapping[str, Path]]) -> None:
+    def __init__(
+        self,
+        repos: Mapping[str, Mapping[str, Path]],
+        tokens: Mapping[str, str] | None = None,
+        store: Path | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str]] = []
         self.fail: Callable[[str, str], Failure] | None = None
         self.closed = threading.Event()
+        self.private: set[str] = set()
+        self.commits: list[tuple[str, str]] = []
+        self._tokens, self._store = tokens or {}, store
         self._repos = {repo: {name: Revision(folder) for name, folder in revs.items()} for repo, revs in repos.items()}
         self._cdn = {
             oid: path for revs in self._repos.values() for rev in revs.values() for oid, path in rev.lfs.items()
@@ -213,29 +259,133 @@ class Hub(ThreadingHTTPServer):
         """The commit id of a revision."""
         return self._repos[repo][revision].commit
 
-    def answer(self, target: str, form: str, wanted: str | None) -> Reply:
-        """The reply for a path with query, the form that was posted with it and its Range header."""
+    def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
+        """What a revision has."""
+        return {name: path.read_bytes() for name, path in self._repos[repo][revision].files.items()}
+
+    def write(self, method: str, target: str, body: bytes, token: str) -> Reply | None:
+        """The reply to a request that writes, or that comes before one that does; nothing for any other request."""
+        path = urlsplit(target).path
+        if self._tokens and token and token not in self._tokens:
+            return refused(401, "Invalid credentials in Authorization header")
+        if method == "PUT" and (match := OBJECT.fullmatch(path)):
+            return self._keep(match[1], body)
+        if path == "/api/validate-yaml":
+            metadata = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            errors = [] if isinstance(metadata, dict) else [{"message": "no dictionary"}]
+            return as_json({"errors": errors, "warnings": []}, 400 if errors else 200)
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = "datasets/" * (asked["type"] == "dataset") + f"{asked['organization']}/{asked['name']}"
+            return self._deny(repo, token) or self._create(repo, asked["private"])
+        if match := BATCH.fullmatch(path):
+            return self._deny(match[1], token) or self._list_uploads(json.loads(body)["objects"])
+        if match := WRITE.fullmatch(path):
+            repo = "datasets/" * (match[1] == "datasets") + match[2]
+            found = self._deny(repo, token) or self._find(repo, "main", token)
+            if isinstance(found, Reply):
+                return found
+            return self._judge(found, body) if match[3] == "preupload" else self._commit(repo, found, body)
+        return None
+
+    def _deny(self, repo: str, token: str) -> Reply | None:
+        if not token:
+            return refused(401, "Invalid username or password.")
+        if self._tokens[token] != repo.removeprefix("datasets/").partition("/")[0]:
+            return refused(403, "You don't have the rights to write there")
+        return None
+
+    def _keep(self, oid: str, body: bytes) -> Reply:
+        """Keep a large file, which no revision has so far."""
+        assert self._store
+        if hashlib.sha256(body).hexdigest() != oid:
+            return refused(400, "The checksum does not fit")
+        self._store.mkdir(exist_ok=True)
+        (self._store / oid).write_bytes(body)
+        self._cdn[oid] = self._store / oid
+        return Reply(200, b"", {})
+
+    def _create(self, repo: str, private: bool) -> Reply:
+        if repo in self._repos:
+            return as_json({"error": "You already created this repo", "url": f"{self.url}/{repo}"}, 409)
+        self.private |= {repo} if private else set()
+        self.put(repo, {".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs -text\n"}, "initial commit")
+        return as_json({"url": f"{self.url}/{repo}"})
+
+    def _list_uploads(self, objects: list[dict[str, Any]]) -> Reply:
+        """Where large files go; those that are there go nowhere."""
+        new = [one for one in objects if one["oid"] not in self._cdn]
+        actions = {one["oid"]: {"actions": {"upload": {"href": f"{self.url}/lfs/{one['oid']}"}}} for one in new}
+        return as_json({"transfer": "basic", "objects": [one | actions.get(one["oid"], {}) for one in objects]})
+
+    def _judge(self, revision: Revision, body: bytes) -> Reply:
+        """Say of files which go to git LFS, and what a revision has under these names."""
+        files = []
+        for file in json.loads(body)["files"]:
+            entry = revision.entries.get(file["path"], {})
+            mode = "lfs" if is_large(file["path"], base64.b64decode(file["sample"])) else "regular"
+            known = entry.get("lfs", entry).get("oid")
+            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known})
+        return as_json({"files": files})
+
+    def _commit(self, repo: str, parent: Revision, body: bytes) -> Reply:
+        """Make a revision from another one and lines of JSON."""
+        (_, header), *changes = ((line["key"], line["value"]) for line in map(json.loads, body.splitlines()))
+        if header.get("parentCommit") not in (None, parent.commit):
+            return refused(412, "A commit has happened since. Please refresh and try again.")
+        files: dict[str, bytes | Path] = {**parent.files}
+        for key, value in changes:
+            if key == "deletedFile":
+                del files[value["path"]]
+            elif key == "lfsFile" and value["oid"] not in self._cdn:
+                return refused(400, f"{value['path']} was not uploaded")
+            else:
+                large = key == "lfsFile"
+                files[value["path"]] = self._cdn[value["oid"]] if large else base64.b64decode(value["content"])
+        commit = self.put(repo, files, header["summary"])
+        return as_json({"success": True, "commitUrl": f"{self.url}/{repo}/commit/{commit}", "commitOid": commit})
+
+    def put(self, repo: str, files: Mapping[str, bytes | Path], summary: str) -> str:
+        """Make these files the last revision of a repository."""
+        assert self._store
+        folder = self._store / f"commit-{len(self.commits)}"
+        for name, what in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(what, bytes):
+                (folder / name).write_bytes(what)
+            else:
+                os.link(what, folder / name)
+        self._repos[repo] = {"main": Revision(folder)}
+        self._cdn |= self._repos[repo]["main"].lfs
+        self.commits.append((repo, summary))
+        return self.commit(repo)
+
+    def answer(self, target: str, form: str, wanted: str | None, token: str) -> Reply:
+        """The reply for a path with query, the form that was posted with it, its Range header and its token."""
         url = urlsplit(target)
         options = parse_qs(url.query) | parse_qs(form)
         if (match := CDN.fullmatch(url.path)) and match[1] in self._cdn:
             return contents(self._cdn[match[1]], wanted, {"ETag": f'"{match[1]}"'})
         if match := RESOLVE.fullmatch(url.path):
-            found = self._find(match[1], match[2])
+            found = self._find(match[1], match[2], token)
             return found if isinstance(found, Reply) else found.resolve(unquote(match[3]), wanted, self.url)
         if match := API.fullmatch(url.path):
             kind, repo_id, verb, revision, folder = match.groups()
-            found = self._find(repo_id if kind == "models" else f"datasets/{repo_id}", revision or "main")
+            repo = repo_id if kind == "models" else f"datasets/{repo_id}"
+            found = self._find(repo, revision or "main", token)
             if isinstance(found, Reply):
                 return found
             if verb == "tree":
                 return found.tree(unquote(folder or ""), recursive=options.get("recursive", [""])[0].lower() == "true")
             if verb == "paths-info":
                 return as_json([found.entries[path] for path in options.get("paths", []) if path in found.entries])
-            return found.info(repo_id, blobs=options.get("blobs", [""])[0].lower() == "true")
+            return found.info(repo_id, options.get("blobs", [""])[0].lower() == "true", repo in self.private)
         return as_json({"error": "Not found"}, 404)
 
-    def _find(self, repo: str, revision: str) -> Revision | Reply:
-        if repo not in self._repos:
+    def _find(self, repo: str, revision: str, token: str) -> Revision | Reply:
+        if repo not in self._repos or (repo in self.private and self._deny(repo, token)):
+            if token:
+                return as_json({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
             said = "Invalid username or password."
             return as_json({"error": said}, 401, X_Error_Message=said, WWW_Authenticate="Bearer")
         commits = {rev.commit: rev for rev in self._repos[repo].values()}

@@ -106,6 +106,7 @@ def test_a_command_names_what_it_depends_on_and_what_it_writes(command: dict[str
         "search",
         "annotate-corpus",
         "corpus-view",
+        "publish",
         "experiments",
         "clean",
         "app",

@@ -10,8 +10,9 @@ from thinc.api import Config
 
 from common.errors import StepError
 from common.formatting import calibration_summary, percent
+from common.licenses import RESEARCH, find_license
 from common.records import read_json, sha256, write_json
-from scripts.package import RESEARCH, _rows, check_forgetting, find_license
+from scripts.package import _rows, check_forgetting
 from tests.conftest import Project, rounded
 
 WHEEL = "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl"
