@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from common.alignment import create_tokenizer
-from common.annotations import Annotation, ConflictError, Span, Store, Task
+from common.annotations import Annotation, ConflictError, Span, Standing, Store, Task
 from common.errors import StepError
 from common.formatting import COLORS
 
@@ -179,8 +179,10 @@ class Desk:
 
     store (Store): The documents, of which there is at least one.
     annotator (str): Who it is.
+    RAISES (StepError): If others have all of them.
     """
 
+    divided: ClassVar[bool] = True  # whether a document that somebody has is not given to others
     hidden: ClassVar[str] = ""  # the keys that have no meaning here
     skipping: ClassVar[str] = "Skip"  # what the button says
     elsewhere: ClassVar[str] = "This document was saved elsewhere under your name. Your last key changed nothing."
@@ -197,10 +199,16 @@ class Desk:
         self._earlier: dict[str, list[Annotation]] = {}  # the states of each document to which undo goes back
         self._saved: list[str] = []  # the document of each action
         self._basis: dict[str, int] | None = None  # the revisions of what the annotation builds on
-        self._open(self._next_undecided(None) or next(iter(self.progress())))
+        first = self._take([*self._undecided(None), *self.progress()])
+        if first is None:
+            raise StepError(
+                "There is nothing left for you: others have decided each document, or have it open.",
+                "`select` says how many documents everybody gets: docs/annotation.md, “Share the work”.",
+            )
+        self._open(first)
 
-    def progress(self) -> dict[str, tuple[str | None, float]]:
-        """How far the annotator is, as in Store.progress."""
+    def progress(self) -> dict[str, Standing]:
+        """How it stands with what the annotator goes through, by item, in the order of work."""
         return self.store.progress(self.annotator)
 
     def summary(self) -> str:
@@ -249,8 +257,9 @@ class Desk:
             self._open(seen)
         elif action.kind in ("next", "previous"):
             order = list(self.progress())
-            place = order.index(seen) + (1 if action.kind == "next" else -1)
-            self._open(order[min(max(place, 0), len(order) - 1)])
+            place = order.index(seen)
+            if found := self._take(order[place + 1 :] if action.kind == "next" else order[:place][::-1]):
+                self._open(found)
         elif action.revision != self.revision:
             self.notice = self.elsewhere
         elif action.kind == "undo":
@@ -268,7 +277,7 @@ class Desk:
             self._go_on()
 
     def _go_on(self) -> None:
-        if following := self._next_undecided(self.item):
+        if following := self._take(self._undecided(self.item)):
             self._open(following)
         else:
             self.notice = self.last
@@ -319,6 +328,8 @@ class Desk:
         self._earlier[document].pop()
 
     def _save(self, annotation: Annotation, action: Action) -> None:
+        if self._take([annotation.document]) is None:
+            raise ValueError("Somebody else has this document by now. Your last key changed nothing.")
         effort = {"actions": annotation.actions + action.keys, "seconds": annotation.seconds + action.seconds}
         self.annotation = self.store.save(annotation.model_copy(update=effort), self._basis)
         self._seen[annotation.document] = self.annotation.revision
@@ -339,14 +350,16 @@ class Desk:
         # A test set that was annotated with suggestions would flatter the pipeline that made them
         return ([] if task.document.split == "test" else task.suggestions), []
 
-    def _next_undecided(self, item: str | None) -> str | None:
-        """The first item after this one that is neither done nor skipped, from the start again after the last."""
+    def _take(self, items: Sequence[str]) -> str | None:
+        """The first of some items that the annotator can have, who then has it."""
+        return self.store.claim(self.annotator, items) if self.divided else next(iter(items), None)
+
+    def _undecided(self, item: str | None) -> list[str]:
+        """The items after this one that are neither done nor skipped, then those from the start."""
         progress = self.progress()
         order = list(progress)
         place = order.index(item) + 1 if item else 0
-        return next(
-            (name for name in order[place:] + order[:place] if progress[name][0] not in ("annotated", "skipped")), None
-        )
+        return [name for name in order[place:] + order[:place] if progress[name].status not in ("annotated", "skipped")]
 
     def view(self, added: Sequence[str], offset: int, part: str) -> dict[str, Any]:
         """What the browser needs to show a part of the document.
@@ -423,19 +436,23 @@ def color_labels(labels: Iterable[str]) -> dict[str, str]:
     return known | dict(zip((label for label in labels if label not in known), itertools.cycle(free), strict=False))
 
 
-def summarize(progress: Mapping[str, tuple[str | None, float]]) -> str:
-    """Say in a sentence how far an annotator is, and how fast.
+def summarize(progress: Mapping[str, Standing]) -> str:
+    """Say in a sentence how far an annotator is, how far all are together, and how fast the annotator is.
 
-    progress (Mapping[str, tuple[str | None, float]]): As Store.progress gives it.
-    RETURNS (str): The documents that are done and skipped, how many an hour, and how long the others will take.
+    progress (Mapping[str, Standing]): How it stands with each item for this annotator.
+    RETURNS (str): The items that are done and skipped, of those that nobody else has; what all have annotated, if
+        others work too; how many an hour, and how long the others will take.
     """
-    statuses = [status for status, _ in progress.values()]
+    own = [standing for standing in progress.values() if not standing.taken]
+    statuses = [standing.status for standing in own]
     done, skipped = statuses.count("annotated"), statuses.count("skipped")
-    parts = [f"{done:,} of {len(progress):,} done" + f", {skipped:,} skipped" * bool(skipped)]
-    seconds = sum(seconds for status, seconds in progress.values() if status == "annotated")
-    if seconds:
+    parts = [f"{done:,} of {len(own):,} done" + f", {skipped:,} skipped" * bool(skipped)]
+    together = sum(standing.annotated for standing in progress.values())
+    if len(own) < len(progress) or together > done:
+        parts.append(f"{together:,} of {len(progress):,} by all together")
+    if seconds := sum(standing.seconds for standing in own if standing.status == "annotated"):
         parts.append(f"{3600 * done / seconds:,.0f} documents an hour")
-        if left := len(progress) - done - skipped:
+        if left := len(own) - done - skipped:
             minutes = left * seconds / done / 60
             parts.append(f"about {minutes / 60:.1f} hours left" if minutes >= 90 else f"about {minutes:.0f} min left")
     return " · ".join(parts)

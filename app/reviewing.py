@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from app.marking import Action, Desk
 from common.agreement import ADJUDICATED, Place, decide, find_places
-from common.annotations import Annotation, Change, ConflictError, Document, Named, Ruling, Span, Store, Task
+from common.annotations import Annotation, Change, ConflictError, Document, Named, Ruling, Span, Standing, Store, Task
 from common.reviews import LabelError, Verdict, effective, judge
 
 MEANWHILE = "Somebody has changed this document since you opened it. Your last key changed nothing."
@@ -32,6 +32,7 @@ class ConflictDesk(Desk):
     documents (list[str]): The ids of those to decide, at least one.
     """
 
+    divided: ClassVar[bool] = False
     hidden: ClassVar[str] = "a"
     skipping: ClassVar[str] = "Leave out"
     elsewhere: ClassVar[str] = MEANWHILE
@@ -42,9 +43,9 @@ class ConflictDesk(Desk):
         self.places: list[Place] = []
         super().__init__(store, ADJUDICATED)
 
-    def progress(self) -> dict[str, tuple[str | None, float]]:
+    def progress(self) -> dict[str, Standing]:
         everything = super().progress()
-        return {document: everything[document] for document in self.documents}
+        return {name: Standing(everything[name].status, everything[name].seconds) for name in self.documents}
 
     def choices(self) -> list[tuple[int, int, str, list[Span]]]:
         return [
@@ -79,6 +80,7 @@ class FindingDesk(Desk):
     findings (list[LabelError]): What to decide, at least one.
     """
 
+    divided: ClassVar[bool] = False
     hidden: ClassVar[str] = "a sf"
     elsewhere: ClassVar[str] = MEANWHILE
     last: ClassVar[str] = "That was the last finding."
@@ -92,9 +94,9 @@ class FindingDesk(Desk):
         self._judge({task.document.id: task for task in store.tasks()}, findings)
         super().__init__(store, ADJUDICATED)
 
-    def progress(self) -> dict[str, tuple[str | None, float]]:
+    def progress(self) -> dict[str, Standing]:
         statuses = {"open": None, "outdated": "skipped"}
-        return {name: (statuses.get(self.verdicts[name].state, "annotated"), 0.0) for name in self.findings}
+        return {name: Standing(statuses.get(self.verdicts[name].state, "annotated")) for name in self.findings}
 
     def summary(self) -> str:
         states = Counter(self.verdicts[name].state for name in self.findings)

@@ -30,7 +30,7 @@ from bert_ner.corpus import recase
 from common.corpora import read_docs
 from common.errors import StepError, main
 from common.forgetting import ALL, compare_labels, count_entities
-from common.formatting import percent
+from common.formatting import describe_whole, tabulate_continuing
 from common.models import TAUGHT, train_aside
 from common.records import SPLITS, read_json, record_inputs, write_json, writes
 from common.scoring import create_examples, predict
@@ -155,7 +155,9 @@ def continuing(
         "summary": summarize(done),
     }
     write_json(path, record)
-    show(record)
+    header, rows = tabulate_continuing(record)
+    msg.table(rows, header=header, divider=True)
+    msg.text(describe_whole(record))
     msg.good(f"Wrote {path}")
 
 
@@ -231,28 +233,6 @@ def summarize(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         means = {name: float(np.mean([figure(run) for run in group])) for name, figure in figures.items()}
         rows.append({"kind": kind, "documents": documents, "way": way, "draws": len(group), **means})
     return rows
-
-
-def show(record: dict[str, Any]) -> None:
-    """Print a table of F1 on test. record (dict[str, Any]): As `continuing` writes it."""
-    columns = ("before", "after", "new", "plain_before", "plain_after")
-    header = (
-        "went on with",
-        "documents",
-        "way",
-        "old, before",
-        "old, after",
-        record["label"],
-        "plain, before",
-        "plain, after",
-    )
-    rows = [
-        (row["kind"], row["documents"], row["way"], *(percent(row.get(name)) for name in columns))
-        for row in record["summary"]
-    ]
-    msg.table(rows, header=header, divider=True)
-    whole = ", ".join(f"{name} {percent(f1)}" for name, f1 in record["whole"].items())
-    msg.text(f"From the encoder, on all documents: {whole}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from common.chat import Chat, find_chat
 from common.corpora import read_docs
 from common.errors import StepError, main
 from common.forgetting import count_entities
+from common.formatting import tabulate_synthetic
 from common.models import train_aside
 from common.records import SPLITS, code_digest, digest, made, read_json, record_inputs, sha256, write_json, writes
 from common.scoring import create_examples, predict
@@ -145,7 +146,12 @@ def synthetic(
             inputs = find_inputs(name, documents, draw)
             runs[key] = current[key] = {**where, **added, "inputs": inputs, "counts": count_by_label(model, corpus)}
             write()
-    show(write()["summary"])
+    record = write()
+    if record["summary"]:
+        header, rows = tabulate_synthetic(record)
+        msg.table(rows, header=header, divider=True)
+    else:
+        msg.warn(f"There is nothing to compare with: train {NONE} too.")
     msg.good(f"Wrote {path}")
 
 
@@ -281,23 +287,6 @@ def _compare(group: list[dict[str, Any]], plain: dict[tuple[int, int], dict[str,
 def _counts_of(run: dict[str, Any], label: str) -> Any:
     """The counts of a label, or of all of them, shape (documents, 3)."""
     return np.sum(list(run["counts"].values()), 0) if label == "all" else np.array(run["counts"][label])
-
-
-def show(summary: list[dict[str, Any]]) -> None:
-    """Print F1 by label, and the difference to a training without texts."""
-    if not summary:
-        msg.warn(f"There is nothing to compare with: train {NONE} too.")
-        return
-    labels = list(summary[0]["labels"])
-    rows = []
-    for point in summary:
-        cells = [
-            f"{100 * one['f1']:.1f} ({100 * one['more']:+.1f}: {100 * one['interval'][0]:+.1f} to "
-            f"{100 * one['interval'][1]:+.1f})"
-            for one in point["labels"].values()
-        ]
-        rows.append((point["documents"], point["contender"], point["draws"], *cells))
-    msg.table(rows, header=("documents", "contender", "draws", *labels), divider=True)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +22,8 @@ from common.errors import StepError
 
 STORE = "annotations.db"  # in the folder annotate/<run>
 PATIENCE = 60  # seconds that a change waits for those of other processes
+OVERLAP = 0.1  # share of the documents that every annotator gets, until the run says another one
+ABSENCE = 1800  # seconds without a key or a click of an annotator, after which others get what lies open there
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
@@ -37,6 +40,9 @@ CREATE TABLE IF NOT EXISTS history (
     revision INTEGER NOT NULL, content TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS changes (
     number INTEGER PRIMARY KEY, time TEXT NOT NULL, document TEXT NOT NULL, content TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS claims (
+    document TEXT PRIMARY KEY REFERENCES documents (id), annotator TEXT NOT NULL, seen REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
 
 
@@ -162,6 +168,21 @@ class Change(BaseModel):
     undoes: int | None = None
     number: int = 0
     time: str = ""
+
+
+class Standing(NamedTuple):
+    """How it stands with a document for one annotator.
+
+    status (str | None): The status of this annotator's annotation, None if there is none.
+    seconds (float): How long it took so far.
+    annotated (bool): Whether anybody has annotated the document.
+    taken (bool): Whether it is the work of somebody else, who has decided it or has it open.
+    """
+
+    status: str | None
+    seconds: float = 0
+    annotated: bool = False
+    taken: bool = False
 
 
 class ConflictError(Exception):
@@ -381,20 +402,47 @@ class Store:
             rows = database.execute("SELECT number, time, content FROM changes ORDER BY number").fetchall()
         return [Change(**json.loads(content) | {"number": number, "time": time}) for number, time, content in rows]
 
-    def progress(self, annotator: str) -> dict[str, tuple[str | None, float]]:
-        """Read how far an annotator is, which takes far less time than reading all tasks.
+    def divide(self, overlap: float) -> None:
+        """Set how the work is divided: of the other documents, each is given to one annotator.
+
+        overlap (float): The share of the documents that every annotator gets, from 0 to 1, as `is_shared` chooses them.
+        """
+        with self._open("IMMEDIATE") as database:
+            database.execute("INSERT OR REPLACE INTO settings VALUES ('overlap', ?)", (overlap,))
+
+    def claim(self, annotator: str, documents: Sequence[str]) -> str | None:
+        """Give an annotator a document to work on, which is nobody else's.
+
+        It stays so until the annotator has opened another one without a change to this one, or has given no sign for
+        ABSENCE; each claim is such a sign. What somebody has decided stays theirs.
 
         annotator (str): Who it is.
-        RETURNS (dict[str, tuple[str | None, float]]): By id, in the order of work, the status of the annotation, None
-            if there is none, and the seconds that it took so far.
+        documents (Sequence[str]): The ids of documents, of which the first is given that nobody else has.
+        RETURNS (str | None): Its id; None if others have them all.
         """
-        query = (
-            "SELECT id, json_extract(content, '$.status'), coalesce(json_extract(content, '$.seconds'), 0) "
-            "FROM documents LEFT JOIN annotations ON document = id AND annotator = ? "
-            "ORDER BY rank IS NULL, rank, documents.rowid"
-        )
+        now = time.time()
+        with self._open("IMMEDIATE") as database:
+            standings = _read_standings(database, annotator, documents)
+            given = next((name for name in documents if not standings[name].taken), None)
+            if given is not None:
+                database.execute(
+                    "DELETE FROM claims WHERE annotator = ? AND NOT EXISTS (SELECT 1 FROM annotations AS own "
+                    "WHERE own.document = claims.document AND own.annotator = claims.annotator "
+                    "AND json_extract(own.content, '$.status') = 'draft')",
+                    (annotator,),
+                )
+                database.execute("UPDATE claims SET seen = ? WHERE annotator = ?", (now, annotator))
+                database.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (given, annotator, now))
+        return given
+
+    def progress(self, annotator: str) -> dict[str, Standing]:
+        """Read how far an annotator and the others are, which takes far less time than reading all tasks.
+
+        annotator (str): Who it is.
+        RETURNS (dict[str, Standing]): By id, in the order of work, how it stands with each document.
+        """
         with self._open("DEFERRED") as database:
-            return {name: (status, seconds) for name, status, seconds in database.execute(query, (annotator,))}
+            return _read_standings(database, annotator)
 
     def labels(self) -> list[str]:
         """Read which labels the suggestions and the annotations have, in the order of the alphabet."""
@@ -431,6 +479,41 @@ def open_store(folder: Path) -> Store:
 def checksum_of(text: str) -> str:
     """The SHA-256 of a text in UTF-8, as hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_shared(document: str, overlap: float) -> bool:
+    """Tell whether every annotator gets a document: by its id alone, so that it is the same one everywhere.
+
+    document (str): Its id.
+    overlap (float): The share of all documents of which this is true. A larger one keeps those of a smaller one.
+    """
+    return int(checksum_of(document)[:8], 16) < overlap * 16**8
+
+
+def _read_standings(
+    database: sqlite3.Connection, annotator: str, documents: Sequence[str] | None = None
+) -> dict[str, Standing]:
+    """Read how it stands with some documents, or with all, in the order of work."""
+    (overlap,) = database.execute("SELECT value FROM settings WHERE name = 'overlap'").fetchone() or (OVERLAP,)
+    query = (
+        "SELECT id, json_extract(own.content, '$.status'), coalesce(json_extract(own.content, '$.seconds'), 0), "
+        "(SELECT max(json_extract(content, '$.status') = 'annotated') FROM annotations WHERE document = id), "
+        "EXISTS (SELECT 1 FROM annotations WHERE document = id AND annotator != :annotator "
+        "AND json_extract(content, '$.status') != 'draft'), claims.annotator, claims.seen "
+        "FROM documents LEFT JOIN annotations AS own ON own.document = id AND own.annotator = :annotator "
+        "LEFT JOIN claims ON claims.document = id "
+        "WHERE :ids IS NULL OR id IN (SELECT value FROM json_each(:ids)) "
+        "ORDER BY rank IS NULL, rank, documents.rowid"
+    )
+    values = {"annotator": annotator, "ids": None if documents is None else json.dumps(documents)}
+    latest = time.time() - ABSENCE
+    standings = {}
+    for name, status, seconds, annotated, decided, holder, seen in database.execute(query, values):
+        own = holder == annotator or status in ("annotated", "skipped")
+        others = decided or (holder is not None and seen > latest)
+        taken = bool(others) and not own and not is_shared(name, overlap)
+        standings[name] = Standing(status, seconds, bool(annotated), taken)
+    return standings
 
 
 def _check_basis(database: sqlite3.Connection, document: str, basis: Mapping[str, int]) -> None:

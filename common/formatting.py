@@ -202,6 +202,106 @@ def tabulate_corruption(corrupt: dict[str, Any]) -> tuple[list[str], list[list[s
     return header, rows
 
 
+def tabulate_synthesis(synthesis: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what became of the texts that the step synthesize looked at as a table.
+
+    synthesis (dict[str, Any]): As it writes it.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for those that were kept, then for each reason
+        why others were not.
+    """
+    counts = {"kept": synthesis["kept"], **synthesis["reasons"]}
+    rows = [[name, f"{number:,}", percent(number / synthesis["tried"])] for name, number in counts.items()]
+    return ["", "texts", "%"], rows
+
+
+def describe_synthesis(synthesis: dict[str, Any]) -> str:
+    """Say in some sentences how synthetic texts were made, and what they have.
+
+    synthesis (dict[str, Any]): As the step synthesize writes it.
+    RETURNS (str): The sentences.
+    """
+    inputs = synthesis["inputs"]
+    writer = f", by {inputs['writer']}" if "writer" in inputs else ", without a language model"
+    names = ", ".join(f"{label} {number:,}" for label, number in synthesis["labels"].items())
+    text = (
+        f"Of {synthesis['tried']:,} texts, made by the method {inputs['method']}{writer}, {synthesis['kept']:,} were "
+        f"kept. They have these names: {names}."
+    )
+    if synthesis["marked"]:
+        text += f" In {synthesis['marked']:,} of them the judge finds other names."
+    if "minutes_per_1000" in synthesis:
+        text += f" 1,000 of them take {synthesis['minutes_per_1000']:,.0f} minutes."
+    return text
+
+
+def tabulate_synthetic(synthetic: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what benchmarks/synthetic.py measured as a table.
+
+    synthetic (dict[str, Any]): As it writes it, with something in its summary.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each number of training documents and each
+        kind of texts that were added: by label F1, and how much that is more than without texts, with its interval.
+    """
+    labels = synthetic["summary"][0]["labels"]
+    rows = []
+    for point in synthetic["summary"]:
+        row = [f"{point['documents']:,}", point["contender"], f"{point['draws']:,}"]
+        for score in point["labels"].values():
+            more = f" ({_change(score['more'], score['interval'])})" if any(score["draws"]) else ""
+            row.append(f"{percent(score['f1'])}{more}")
+        rows.append(row)
+    return ["training documents", "texts", "draws", *labels], rows
+
+
+def tabulate_continuing(continuing: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what benchmarks/continuing.py measured as a table.
+
+    continuing (dict[str, Any]): As it writes it when it is done.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each number of documents and each way to go
+        on with them: F1 of the old labels before and after, of the new label, and on the text of before.
+    """
+    columns = ("before", "after", "new", "plain_before", "plain_after")
+    rows = [
+        [row["kind"], f"{row['documents']:,}", row["way"], *(percent(row.get(name)) for name in columns)]
+        for row in continuing["summary"]
+    ]
+    header = ["went on with", "documents", "way", "old labels before", "after", continuing["label"]]
+    return [*header, "text as before: before", "after"], rows
+
+
+def describe_whole(continuing: dict[str, Any]) -> str:
+    """Say in a sentence what a training from the encoder on all documents reaches, label by label.
+
+    continuing (dict[str, Any]): As benchmarks/continuing.py writes it when it is done.
+    RETURNS (str): The sentence.
+    """
+    scores = ", ".join(f"{label} {percent(f1)}" for label, f1 in continuing["whole"].items())
+    return f"Trained from the encoder on all documents, the pipeline has F1: {scores}."
+
+
+def tabulate_comparison(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Format what a pipeline has lost and won of the labels that it had before as a table.
+
+    comparison (dict[str, Any]): As the step compare writes it.
+    RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each label, then for all of them, on test.
+    """
+    rows = [
+        [
+            label,
+            percent(row["before"]),
+            percent(row["after"]),
+            _change(row["change"], row["interval"]),
+            f"{row['entities']:,}",
+        ]
+        for label, row in comparison["test"].items()
+    ]
+    return ["label", "F1 before", "F1 after", "change", "entities"], rows
+
+
+def _change(change: float, interval: list[float]) -> str:
+    change_text, low, high = (f"{100 * value:+.1f}" for value in (change, *interval))
+    return f"{change_text}: {low} to {high}"
+
+
 def percent(share: float | None) -> str:
     """A share, from 0 to 1, as a percentage with one decimal; a dash for None."""
     return "–" if share is None else f"{100 * share:.1f}"

@@ -13,7 +13,7 @@ from wasabi import msg
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from common.errors import StepError, main
 from common.forgetting import compare_labels, count_entities, find_lost
-from common.formatting import interval_text, percent
+from common.formatting import tabulate_comparison
 from common.gpu import use_gpu
 from common.models import load_trained
 from common.predictions import read_predictions
@@ -48,11 +48,8 @@ def compare(
     inputs |= record_inputs(**{split: corpus / f"{split}.spacy" for split in splits})
     with staged(metrics, "comparison.json") as new:
         write_json(new / "comparison.json", {"inputs": inputs, **splits})
-    rows = [
-        (label, *(percent(row[key]) for key in ("before", "after")), interval_text(row), row["entities"])
-        for label, row in splits["test"].items()
-    ]
-    msg.table(rows, header=("label, test", "F1 before", "F1 after", "interval of the change", "entities"), divider=True)
+    header, rows = tabulate_comparison({"test": splits["test"]})
+    msg.table(rows, header=header, divider=True)
     lost, unknown = find_lost(splits["test"])
     if lost or unknown:
         msg.warn(f"package will ask for your word: {', '.join(lost + unknown)}")

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import srsly
 import typer
 from jinja2 import Environment, StrictUndefined
+from spacy.tokens import Doc
+from spacy.tokens import Span as DocSpan
 from wasabi import msg
 
+from common.corpora import read_docs
 from common.errors import StepError, main
 from common.formatting import (
     calibration_summary,
     describe_effort,
     describe_forecast,
     describe_search,
+    describe_synthesis,
     describe_threshold,
+    describe_whole,
     highlight,
     interval_text,
     percent,
     rows_of,
+    tabulate_comparison,
+    tabulate_continuing,
     tabulate_corruption,
     tabulate_curve,
     tabulate_effort,
     tabulate_parameters,
+    tabulate_synthesis,
+    tabulate_synthetic,
     tabulate_trials,
 )
 from common.records import SPLITS, read_json, staged, writes
@@ -39,7 +49,17 @@ NEEDED = {  # files of metrics and the steps that write them
     "analysis-examples": "analyze",
     "concepts": "concepts",
 }
-OPTIONAL = ("curve", "effort", "corrupt", "search")  # which take hours, so that most runs have none
+OPTIONAL = {  # those that most runs have not, because they take hours, or are about runs that go on from a pipeline
+    "curve": "curve",
+    "effort": "effort",
+    "corrupt": "corrupt",
+    "search": "search",
+    "synthetic": "synthetic",
+    "continuing": "continuing",
+    "comparison": "compare",
+}
+EXAMPLES = 5  # texts of each kind that are quoted
+QUOTE = 200  # characters of a text that was not kept
 ERROR_KINDS = {
     "type": "the span is correct, the label is not",
     "boundary": "the label is correct, the span is not",
@@ -55,6 +75,9 @@ def report(
     metrics: Annotated[Path, typer.Argument(help="Folder of the run's metrics; report.html is written there")],
     audited: Annotated[
         Path | None, typer.Option(help="label-errors.json of audit, for a corpus of few documents")
+    ] = None,
+    corpus_folder: Annotated[
+        Path | None, typer.Option("--corpus", help="Folder of the run's corpus, where synthesize may have written")
     ] = None,
 ) -> None:
     """Write the report of a run."""
@@ -73,12 +96,19 @@ def report(
             raise StepError(
                 f"{metrics}/{name}.json and analysis.json are of different models.", f"Run {NEEDED[name]} and analyze."
             )
-    for name in OPTIONAL:
+    for name, step in OPTIONAL.items():
         if record := read_json(metrics / f"{name}.json"):
-            if all(record["inputs"].get(split, measured[split]) == measured[split] for split in SPLITS):
-                results[name] = record
+            if any(record["inputs"].get(key, measured[key]) != measured[key] for key in (*SPLITS, "model")):
+                msg.warn(f"Left out: {metrics}/{name}.json is of another corpus or model. Run {step}.")
+            elif not record.get("summary", name not in ("synthetic", "continuing")):
+                msg.warn(f"Left out: {metrics}/{name}.json is not finished. Run {step}.")
             else:
-                msg.warn(f"Left out: {metrics}/{name}.json is of another corpus. Run {name}.")
+                results[name] = record
+    if corpus_folder and (synthesis := read_json(corpus_folder / "synthetic.json")):
+        if synthesis["inputs"]["train"] == measured["train"]:
+            results["synthesis"] = synthesis | quote_texts(corpus_folder)
+        else:
+            msg.warn(f"Left out: {corpus_folder}/synthetic.json is of another corpus. Run synthesize.")
     total = sum(corpus["splits"][split]["documents"] for split in SPLITS)
     if total < FEW:
         folds = read_json(audited) if audited else {}
@@ -95,12 +125,14 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
     template (str): A template of Jinja.
     metrics (Path): The folder with the figures, which has the name of the run.
     results (dict[str, dict[str, Any]]): The contents of the files NEEDED, and perhaps of those OPTIONAL, by name; for
-        a corpus of fewer than FEW documents `folds`, what audit found in all of them, empty if it has not.
+        a corpus of fewer than FEW documents `folds`, what audit found in all of them, empty if it has not; perhaps
+        `synthesis`, what synthesize has written, with what `quote_texts` gives.
     RETURNS (str): HTML.
     """
     corpus, evaluation, analysis = (results[name] for name in ("corpus", "evaluation", "analysis"))
     training, tested = evaluation["training"], evaluation["test"]
-    curve, effort, corrupt, search = (results.get(name) for name in OPTIONAL)
+    curve, effort, corrupt, search, synthetic, continuing, comparison = (results.get(name) for name in OPTIONAL)
+    synthesis = results.get("synthesis")
     captions = {name: results[name]["captions"] for name in ("corpus", "analysis")}
     figures = dict(read_figures(metrics / "figures", captions))
     for name in OPTIONAL:
@@ -139,6 +171,13 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         search_summary=describe_search(search) if search else "",
         parameter_table=tabulate_parameters(search) if search else None,
         trial_table=tabulate_trials(search) if search else None,
+        synthesis=synthesis,
+        synthesis_summary=describe_synthesis(synthesis) if synthesis else "",
+        synthesis_table=tabulate_synthesis(synthesis) if synthesis else None,
+        synthetic_table=tabulate_synthetic(synthetic) if synthetic else None,
+        continuing_table=tabulate_continuing(continuing) if continuing else None,
+        whole=describe_whole(continuing) if continuing else "",
+        comparison_table=tabulate_comparison(comparison) if comparison else None,
         corpus_rows=list(rows_of(corpus)),
         repaired_rows=[
             (name, *(f"{corpus['repaired'][split].get(name, 0):,}" for split in SPLITS))
@@ -202,9 +241,42 @@ def render(template: str, metrics: Path, results: dict[str, dict[str, Any]]) -> 
         input_rows=[
             (f"{name}.json", ", ".join(f"{what} {value[:8]}" for what, value in results[name]["inputs"].items()))
             for name in results
-            if name not in ("analysis-examples", "folds")
+            if name not in ("analysis-examples", "folds", "synthesis")
         ],
     )
+
+
+def quote_texts(corpus: Path) -> dict[str, Any]:
+    """Quote what synthesize made, beside what people wrote.
+
+    corpus (Path): Folder with train.spacy, and with synthetic.spacy and synthetic.jsonl.
+    RETURNS (dict[str, Any]): `made` and `real`: HTML of some synthetic texts and of some sentences of train that have
+        names, each in the order of its file; `thrown_away`: rows with a reason and the first text that was not kept for
+        it.
+    """
+    made = read_docs(corpus / "synthetic.spacy")
+    real = [sentence for doc in read_docs(corpus / "train.spacy") for sentence in doc.sents if sentence.ents]
+    rejected: dict[str, str] = {}
+    for line in srsly.read_jsonl(corpus / "synthetic.jsonl"):
+        if line["verdict"] not in ("", "marked"):
+            rejected.setdefault(line["verdict"], textwrap.shorten(line["text"], QUOTE, placeholder=" …"))
+    return {"made": _quote(made), "real": _quote(real), "thrown_away": list(rejected.items())}
+
+
+def _quote(texts: Sequence[Doc | DocSpan]) -> list[str]:
+    """Some texts from all parts of a file, with their names marked."""
+    chosen = texts[:: max(1, len(texts) // EXAMPLES)][:EXAMPLES]
+    return [
+        highlight(
+            one.text,
+            [
+                {"start": ent.start_char - start, "end": ent.end_char - start, "label": ent.label_}
+                for start in [one[0].idx]
+                for ent in one.ents
+            ],
+        )
+        for one in chosen
+    ]
 
 
 def describe_entity(entity: dict[str, Any] | None) -> str:

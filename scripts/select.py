@@ -12,7 +12,7 @@ import typer
 from wasabi import msg
 
 from common.alignment import create_tokenizer
-from common.annotations import Task, open_store
+from common.annotations import OVERLAP, Task, is_shared, open_store
 from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.records import writes
@@ -28,10 +28,14 @@ def select(
     folder: Annotated[Path, typer.Argument(help="Folder of the run, with its store")],
     pipeline: Annotated[str, typer.Option(help="A pipeline of this project, a folder or an installed name")] = "",
     batch: Annotated[int, typer.Option(help="Documents in a batch, a tenth of them at random", min=2)] = 20,
+    overlap: Annotated[float, typer.Option(help="Share of the documents that everybody gets", min=0, max=1)] = OVERLAP,
     seed: Annotated[int, typer.Option(help="Draws those at random")] = 0,
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
 ) -> None:
-    """Arrange the work: test, then what a pipeline is least sure of, some at random. What is begun keeps its place."""
+    """Arrange the work: test, then what a pipeline is least sure of, some at random. What is begun keeps its place.
+
+    It says also how several people share the work.
+    """
     use_gpu(gpu_id)
     store = open_store(folder)
     tasks = store.tasks()
@@ -52,10 +56,13 @@ def select(
         if not task.annotations and task.document.rank is None
     }
     store.arrange(ranks)
+    store.divide(overlap)
     rows = [("test", len(test)), *Counter(reason for _, reason in order).most_common()]
     rows.append(("begun", sum(bool(task.annotations) for task in tasks if task.document.split != "test")))
     msg.table([(reason, f"{number:,}") for reason, number in rows], header=("place", "documents"), aligns=("l", "r"))
     msg.good(f"Arranged {len(order):,} documents in batches of {batch}")
+    shared = sum(is_shared(task.document.id, overlap) for task in tasks)
+    msg.info(f"Every annotator gets {shared:,} of the {len(tasks):,} documents; each other one is given to one of them")
 
 
 def measure_suggestions(tasks: list[Task]) -> np.ndarray:

@@ -64,8 +64,10 @@ def serve_page(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
                     break
             except requests.ConnectionError:
                 time.sleep(0.2)
-        yield process
-        process.terminate()
+        try:
+            yield process
+        finally:  # also when a test fails, which would else wait for the process without end
+            process.terminate()
 
 
 def found_in(text: str, *tokens: str, label: str = "PER") -> Analysis:

@@ -91,6 +91,16 @@ def test_a_name_is_asked_once_and_progress_is_shown(page_in: Any, tmp_path: Path
     assert any("1 of 2 done · 120 documents an hour" in element.value for element in app.text)
 
 
+def test_two_people_get_different_documents_and_see_how_far_both_are(page_in: Any, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "annotate/mine", {"a": "Rain fell.", "b": "Snow fell."}, {})
+    store.divide(0)
+    page_in(annotator="ada")
+    say(store, "a", "ada")
+    app = page_in(annotator="bo")
+    assert app.text[0].value == "0 of 1 done · 1 of 2 by all together"
+    assert "nothing left for you" in page_in(annotator="cy").error[0].value
+
+
 def test_a_file_that_is_no_store_is_named(page_in: Any, tmp_path: Path) -> None:
     path = tmp_path / "annotate/mine" / STORE
     path.parent.mkdir(parents=True)
@@ -314,6 +324,7 @@ def test_two_windows_on_one_document_do_not_overwrite_each_other(browser: Browse
     store = make_store(
         runs / "windows", {"ship": SHIP}, {"ship": [span_of(SHIP, "Turku", "LOC"), span_of(SHIP, "met", "PER")]}
     )
+    store.divide(1)
     contexts = [browser.new_context() for _ in range(3)]
     first, second, other = (context.new_page() for context in contexts)
     for page, name in ((first, "ada"), (second, "ada"), (other, "bo")):
@@ -508,6 +519,7 @@ def review(run: Path) -> Store:
     )
     first, company = span_of(text, "Mira", "PER", None), span_of(text, "Norrvik", "ORG", None)
     store = make_store(run, dict.fromkeys(("c1", "c2", "c3", "e1", "e2", "e3", "e4"), text), {})
+    store.divide(1)
     for name in ("c1", "c2", "c3"):
         say(store, name, "ada", person, place)
         say(store, name, "bo", first, place, company)

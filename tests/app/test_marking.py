@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.marking import (
@@ -26,7 +27,9 @@ from app.marking import (
     undo,
     words_of,
 )
-from common.annotations import Annotation, Document, Span, Store
+from common.agreement import find_conflicts, measure_agreement
+from common.annotations import Annotation, Document, Span, Standing, Store, is_shared
+from common.errors import StepError
 from common.formatting import COLORS
 
 LENGTH = 12
@@ -241,6 +244,7 @@ def test_work_goes_on_where_it_ended(store: Store) -> None:
     press(again, "finish")
     assert again.notice == "That was the last document." and again.annotation.document == "d3"
     assert Desk(store, "ada").annotation.document == "d1", "a skipped one is shown when there is nothing else"
+    store.divide(1)
     assert Desk(store, "bo").annotation.document == "d1"
 
 
@@ -305,11 +309,95 @@ def test_undo_goes_one_state_back_also_if_another_window_made_it(store: Store) -
     assert stretches_of(saved(store, "d1").spans) == [(0, 4, "PER")]
 
 
-def test_two_annotators_do_not_meet(store: Store) -> None:
+def test_two_annotators_of_one_document_do_not_meet(store: Store) -> None:
+    store.divide(1)
     ada, bo = Desk(store, "ada"), Desk(store, "bo")
     press(ada, "accept_all")
     press(bo, "skip")
     assert (saved(store, "d1").status, saved(store, "d1", "bo").status) == ("draft", "skipped")
+
+
+def test_nobody_gets_what_another_one_has(store: Store) -> None:
+    store.divide(0)
+    ada, bo = Desk(store, "ada"), Desk(store, "bo")
+    assert (ada.item, bo.item) == ("d1", "d2")
+    press(ada, "next")
+    assert ada.item == "d3", "bo has the second one open"
+    press(bo, "previous")
+    assert bo.item == "d1", "ada has left it without a decision"
+    press(bo, "accept_all")
+    press(bo, "finish")
+    assert bo.item == "d2" and bo.summary().startswith("1 of 2 done · 1 of 3 by all together")
+    assert ada.summary().startswith("0 of 1 done · 1 of 3 by all together")
+    press(ada, "previous")
+    assert ada.item == "d3", "there is nothing else for ada"
+    press(ada, "finish")
+    assert ada.notice == ada.last
+    press(bo, "finish")
+    with pytest.raises(StepError, match="nothing left for you"):
+        Desk(store, "cy")
+
+
+def test_a_key_after_a_long_absence_takes_nothing_from_another_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.divide(0)
+    ada = Desk(store, "ada")
+    press(ada, "mark", *(0, 4, "PER"))
+    with monkeypatch.context() as patch:
+        patch.setattr("common.annotations.ABSENCE", -1)  # as if time had passed
+        bo = Desk(store, "bo")
+    assert bo.item == "d1"
+    press(ada, "accept_all")
+    assert "Somebody else has this document" in ada.notice
+    assert stretches_of(saved(store, "d1").spans) == [(0, 4, "PER")], "what ada did before is kept"
+    press(bo, "accept_all")
+    press(bo, "finish")
+    press(ada, "next")
+    assert ada.item == "d3" and saved(store, "d1", "bo").status == "annotated"
+
+
+def test_the_overlap_is_what_agreement_is_measured_on(tmp_path: Path) -> None:
+    store = Store(tmp_path / "annotations.db")
+    names = [f"d{number}" for number in range(6)]
+    store.add_documents(Document(id=name, text="Mira left Turku.") for name in names)
+    store.divide(0.4)
+    desks = {"PER": Desk(store, "ada"), "ORG": Desk(store, "bo")}
+    while working := {label: desk for label, desk in desks.items() if desk.notice != desk.last}:
+        for label, desk in working.items():
+            press(desk, "mark", *(0, 4, label))
+            press(desk, "finish")
+    tasks, shared = store.tasks(), [name for name in names if is_shared(name, 0.4)]
+    assert 0 < len(shared) < 6 and {len(task.annotations) for task in tasks} == {1, 2}
+    assert [conflict["document"] for conflict in find_conflicts(tasks)] == shared
+    assert measure_agreement(tasks)[0]["documents"] == len(shared)
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ada", "bo", "cy"]),
+            st.sampled_from(["start", "next", "previous", "mark", "finish", "skip", "undo"]),
+        ),
+        max_size=25,
+    )
+)
+def test_whatever_three_people_do_one_decides_each_document(keys: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder, "annotations.db"))
+        store.add_documents(Document(id=f"d{number}", text="Mira left Turku.") for number in range(5))
+        store.divide(0.3)
+        desks: dict[str, Desk] = {}
+        for name, kind in keys:
+            if name not in desks or kind == "start":
+                desks[name] = Desk(store, name)
+            else:
+                press(desks[name], kind, 0, 4, "PER")
+        alone = [task for task in store.tasks() if not is_shared(task.document.id, 0.3)]
+        assert 0 < len(alone) < 5 and all(len(task.annotations) <= 1 for task in alone)
+        seen = [desk.item for desk in desks.values() if not is_shared(desk.item, 0.3)]
+        assert len({*seen}) == len(seen)
 
 
 def test_one_goes_to_other_documents_without_deciding(store: Store) -> None:
@@ -369,12 +457,15 @@ def test_labels_have_colours_that_differ() -> None:
 
 
 def test_progress_says_how_far_how_fast_and_how_long() -> None:
-    assert summarize({"a": (None, 0), "b": ("draft", 9)}) == "0 of 2 done"
-    some = {"a": ("annotated", 30.0), "b": ("annotated", 50.0), "c": ("skipped", 500.0), "d": (None, 0.0)}
+    new, done = Standing(None), Standing("annotated", 30, annotated=True)
+    assert summarize({"a": new, "b": Standing("draft", 9)}) == "0 of 2 done"
+    some = {"a": done, "b": done._replace(seconds=50), "c": Standing("skipped", 500), "d": new}
     assert summarize(some) == "2 of 4 done, 1 skipped · 90 documents an hour · about 1 min left"
-    many: dict[str, tuple[str | None, float]] = {str(number): (None, 0.0) for number in range(200)} | {
-        "a": ("annotated", 60.0)
-    }
+    others = {"e": Standing(None, annotated=True, taken=True), "f": Standing(None, taken=True)}
+    assert summarize(some | others) == (
+        "2 of 4 done, 1 skipped · 3 of 6 by all together · 90 documents an hour · about 1 min left"
+    )
+    many = {str(number): new for number in range(200)} | {"a": done._replace(seconds=60)}
     assert summarize(many).endswith("about 3.3 hours left")
 
 

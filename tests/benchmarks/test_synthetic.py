@@ -8,11 +8,12 @@ import pytest
 import yaml
 from spacy.tokens import DocBin
 
-from benchmarks.synthetic import NONE, OVERSAMPLED, add_texts, equal_steps, make_texts, show, summarize, synthetic
+from benchmarks.synthetic import NONE, OVERSAMPLED, add_texts, equal_steps, make_texts, summarize, synthetic
 from common import chat as client
 from common.chat import Chat
 from common.corpora import read_docs
 from common.errors import StepError
+from common.formatting import tabulate_synthetic
 from common.records import read_json
 from common.synthesis import Method
 from common.training import prepare
@@ -42,7 +43,7 @@ def count(contender: str, draw: int, correct: int, documents: int = 25) -> dict[
     return {"contender": contender, "documents": documents, "draw": draw, "counts": counts}
 
 
-def test_contenders_are_compared_with_the_same_draws_without_texts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_contenders_are_compared_with_the_same_draws_without_texts() -> None:
     runs = [count(NONE, 0, 2), count(NONE, 1, 2), count("recombine", 0, 3), count("recombine", 1, 1)]
     runs += [count("marked", 2, 4), count(OVERSAMPLED, 0, 2, 50), count(NONE, 0, 1, 50)]
     summary = summarize(reversed(runs))
@@ -59,10 +60,9 @@ def test_contenders_are_compared_with_the_same_draws_without_texts(capsys: pytes
     assert more["labels"]["LOC"]["more"] == pytest.approx(0.25)
     assert more["labels"]["all"]["f1"] == pytest.approx(2 * 12 / 36) and list(more["labels"]) == ["all", "LOC", "PER"]
     assert more["labels"]["LOC"]["interval"] == pytest.approx([0.25, 0.25]), "all documents are alike"
-    show(summary)
-    assert "50.0 (+25.0: +25.0 to +25.0)" in words(capsys.readouterr().out)
-    show([])
-    assert "nothing to compare with" in words(capsys.readouterr().out)
+    _, rows = tabulate_synthetic({"summary": summary})
+    assert rows[3][:4] == ["50", OVERSAMPLED, "1", "66.7 (+16.7: +16.7 to +16.7)"]
+    assert rows[0][3] == "66.7", "what is compared with itself differs by nothing"
 
 
 def test_repeated_documents_are_those_of_train(corpus: Path) -> None:

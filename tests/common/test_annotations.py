@@ -6,13 +6,26 @@ import multiprocessing
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from common.annotations import Annotation, Change, ConflictError, Document, Span, Store, open_store
+from common.annotations import (
+    OVERLAP,
+    Annotation,
+    Change,
+    ConflictError,
+    Document,
+    Span,
+    Standing,
+    Store,
+    is_shared,
+    open_store,
+)
 from common.errors import StepError
 
 MIRA = Document(id="d1", text="Mira Solberg left Turku 🚢.", split="train", meta={"file": "a.txt"})
@@ -147,8 +160,105 @@ def test_progress_is_that_of_one_annotator_in_the_order_of_work(store: Store) ->
     store.arrange({"d2": (0.0, "uncertain")})
     store.save(annotate(seconds=2.5))
     store.save(annotate("skipped", "bo"))
-    assert list(store.progress("ada").items()) == [("d2", (None, 0)), ("d1", ("annotated", 2.5))]
-    assert store.progress("bo")["d1"][0] == "skipped" and store.progress("cy")["d1"][0] is None
+    assert list(store.progress("ada").items()) == [
+        ("d2", Standing(None)),
+        ("d1", Standing("annotated", 2.5, annotated=True)),
+    ]
+    assert store.progress("bo")["d1"] == Standing("skipped", annotated=True)
+    assert store.progress("cy")["d1"] == Standing(None, annotated=True, taken=True)
+
+
+# Who gets which document
+
+
+def test_what_everybody_gets_follows_from_the_id_and_grows_with_the_share() -> None:
+    names = [f"reports/{number}.txt" for number in range(2000)]
+    shares = (0, OVERLAP, 0.5, 1)
+    none, few, half, every = ({name for name in names if is_shared(name, share)} for share in shares)
+    assert not none and few < half < every == {*names}
+    assert len(few) == pytest.approx(200, rel=0.2) and len(half) == pytest.approx(1000, rel=0.1)
+
+
+def test_a_document_that_somebody_has_open_or_has_decided_is_not_given_to_others(store: Store) -> None:
+    store.divide(0)
+    both = ["d1", "d2"]
+    assert [store.claim(name, both) for name in ("ada", "bo", "cy", "ada")] == ["d1", "d2", None, "d1"]
+    assert [one.taken for one in store.progress("ada").values()] == [False, True]
+    store.save(annotate())
+    assert store.claim("ada", ["d2"]) is None and store.claim("ada", ["d1"]) == "d1", "it can be changed again"
+    assert [one.taken for one in store.progress("cy").values()] == [True, True]
+    store.divide(1)
+    assert store.claim("cy", both) == "d1" and not any(one.taken for one in store.progress("cy").values())
+
+
+def test_a_tenth_is_for_everybody_unless_the_run_says_another_share(store: Store) -> None:
+    names = ["d1", *(f"e{number}" for number in range(8, 13))]
+    store.add_documents(Document(id=name, text=f"Text {name}.") for name in names[1:])
+    for name in names:
+        store.save(annotate(document=name))
+    free = [name for name, one in store.progress("bo").items() if name in names and not one.taken]
+    assert 0 < len(free) < 5 and free == [name for name in names if is_shared(name, OVERLAP)]
+
+
+def test_what_was_opened_and_left_is_free_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.divide(0)
+    store.claim("ada", ["d1"])
+    assert store.claim("ada", ["d2"]) == "d2" and store.claim("bo", ["d1"]) == "d1", "ada has gone on to another one"
+    store.save(annotate("draft", "bo"))
+    store.add_documents([Document(id="d3", text="Fog.")])
+    assert store.claim("bo", ["d3"]) == "d3" and store.claim("ada", ["d1"]) is None, "bo has begun with it"
+    with monkeypatch.context() as patch:
+        patch.setattr("common.annotations.ABSENCE", -1)  # as if time had passed
+        assert store.claim("ada", ["d1"]) == "d1"
+        assert store.claim("bo", ["d3"]) == "d3", "nobody else wanted it"
+    assert store.claim("bo", ["d1"]) is None and store.tasks(["d1"])[0].annotations[0].annotator == "bo"
+
+
+def test_a_sign_of_an_annotator_keeps_all_drafts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.divide(0)
+    clock = [0.0]
+    monkeypatch.setattr("common.annotations.time.time", lambda: clock[0])
+    store.claim("ada", ["d1"])
+    store.save(annotate("draft"))
+    for clock[0] in (1000.0, 2000.0, 3000.0):
+        store.claim("ada", ["d2"])
+    assert store.claim("bo", ["d1", "d2"]) is None
+    clock[0] = 5000.0
+    assert store.claim("bo", ["d1", "d2"]) == "d1"
+
+
+def claim_all(path: Path, annotator: str, names: list[str]) -> list[str]:
+    """Take and decide documents until there is none left."""
+    store, taken = Store(path), []
+    while name := store.claim(annotator, [name for name in names if name not in taken]):
+        store.save(annotate(document=name, annotator=annotator))
+        taken.append(name)
+    return taken
+
+
+def test_two_who_ask_at_once_never_get_the_same_document(store: Store) -> None:
+    store.divide(0)
+    start = threading.Barrier(2)
+
+    def ask(annotator: str) -> str | None:
+        start.wait()
+        return store.claim(annotator, ["d1", "d2"])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert {*pool.map(ask, ("ada", "bo"))} == {"d1", "d2"}
+
+
+@pytest.mark.slow
+def test_processes_that_work_at_once_share_the_documents(store: Store) -> None:
+    names = [f"e{number}" for number in range(60)]
+    store.add_documents(Document(id=name, text=f"Text {name}.") for name in names)
+    store.divide(0.3)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        taken = pool.starmap(claim_all, [(store.path, name, names) for name in ("ada", "bo")])
+    shared = {name for name in names if is_shared(name, 0.3)}
+    assert {*taken[0]} & {*taken[1]} == shared and {*taken[0]} | {*taken[1]} == {*names}
+    by_name = {task.document.id: [one.annotator for one in task.annotations] for task in store.tasks(names)}
+    assert all(len(annotators) == 1 + (name in shared) for name, annotators in by_name.items())
 
 
 def test_labels_are_those_of_suggestions_and_decisions(store: Store) -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+import spacy
+import srsly
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
+from spacy.tokens import DocBin, Span
 
 from common.errors import StepError
 from common.records import SPLITS, read_json, write_json
@@ -204,6 +207,98 @@ def test_a_search_is_shown_if_it_is_of_this_corpus(metrics: Path, capsys: pytest
     report(TEMPLATE, metrics)
     assert "The search for settings" not in (metrics / "report.html").read_text("utf8")
     assert "of another corpus" in words(capsys.readouterr().out)
+
+
+def test_what_was_measured_beside_the_training_is_shown(metrics: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def show(**records: dict[str, Any]) -> str:
+        for name, record in records.items():
+            write_json(metrics / f"{name}.json", {"inputs": inputs} | record)
+        report(TEMPLATE, metrics)
+        page = Page((metrics / "report.html").read_text("utf8"))
+        assert not page.open
+        return words(page.text)
+
+    inputs = {key: read_json(metrics / "analysis.json")["inputs"][key] for key in (*SPLITS, "model")}
+    none = {"f1": 0.612, "more": 0.0, "interval": [0.0, 0.0], "draws": [0.0, 0.0]}
+    more = {"f1": 0.634, "more": 0.022, "interval": [-0.004, 0.041], "draws": [0.03, 0.014]}
+    points = [
+        {"documents": 25, "contender": name, "draws": 2, "labels": {"all": score, "LOC": score}}
+        for name, score in {"none": none, "recombine": more}.items()
+    ]
+    learnt = {"kind": "a new label", "documents": 10, "way": "rehearsal", "draws": 1}
+    scores = {"before": 0.801, "after": 0.799, "new": 0.456}
+    row = {"before": 0.871, "after": 0.867, "change": -0.004, "interval": [-0.012, 0.003], "entities": 1234}
+    text = show(
+        synthetic={"summary": points},
+        continuing={"label": "MISC", "whole": {"LOC": 0.9}, "summary": [learnt | scores]},
+        comparison={"dev": {}, "test": {"overall": row}},
+    )
+    for shown in (
+        "63.4 (+2.2: -0.4 to +4.1)",
+        "rehearsal",
+        "45.6",
+        "all documents, the pipeline has F1: LOC 90.0",
+        "-0.4: -1.2 to +0.3",
+        "1,234",
+    ):
+        assert shown in text, shown
+    assert "61.2 (" not in text, "without texts there is nothing to compare with"
+    other = {"inputs": inputs | {"model": "other"}, "dev": {}, "test": {"overall": row}}
+    text = show(synthetic={"summary": []}, continuing={"runs": {}}, comparison=other)
+    for heading in ("What synthetic texts bring", "Going on from a trained pipeline", "Before and after going on"):
+        assert heading not in text
+    said = words(capsys.readouterr().out)
+    assert "comparison.json is of another corpus or model. Run compare." in said
+    assert "synthetic.json is not finished" in said and "continuing.json is not finished" in said
+
+
+def test_synthetic_texts_are_shown_beside_real_ones(
+    metrics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, text in {"synthetic": "Turku has <b>rain</b>.", "train": "Snow fell. Then they met Mira."}.items():
+        doc = nlp(text)
+        place = 0 if name == "synthetic" else len(doc) - 2
+        doc.set_ents([Span(doc, place, place + 1, "LOC")])
+        DocBin(docs=[doc]).to_disk(corpus / f"{name}.spacy")
+    verdicts = [{"text": "Turku has <b>rain</b>.", "verdict": ""}, {"text": "<i>Turku " * 99, "verdict": "repeated"}]
+    srsly.write_jsonl(corpus / "synthetic.jsonl", verdicts)
+    record = {
+        "inputs": {
+            "method": "marked",
+            "writer": "a model",
+            "train": read_json(metrics / "analysis.json")["inputs"]["train"],
+        },
+        "kept": 1,
+        "tried": 2,
+        "reasons": {"repeated": 1},
+        "marked": 1,
+        "labels": {"LOC": 1},
+        "minutes_per_1000": 1234.5,
+    }
+    write_json(corpus / "synthetic.json", record)
+    report(TEMPLATE, metrics, corpus_folder=corpus)
+    text = (metrics / "report.html").read_text("utf8")
+    page = Page(text)
+    assert not page.open and not any(tag in ("b", "i") for tag, _ in page.elements)
+    made, real = text.split("<h4>")[1:]
+    assert "has &lt;b&gt;rain" in made and "Mira" in real and "Snow fell" not in real, "a sentence with a name"
+    assert '<th scope="row">repeated</th><td>1</td><td>50.0</td>' in text
+    shown = words(page.text)
+    for said in (
+        "by a model, 1 were kept",
+        "In 1 of them the judge",
+        "take 1,234 minutes",
+        "Turku …",
+    ):
+        assert said in shown, said
+    write_json(corpus / "synthetic.json", record | {"inputs": {"train": "other"}})
+    report(TEMPLATE, metrics, corpus_folder=corpus)
+    assert "Synthetic texts" not in (metrics / "report.html").read_text("utf8")
+    assert "Run synthesize" in words(capsys.readouterr().out)
 
 
 def test_what_is_missing_or_of_another_run_is_named(metrics: Path) -> None:

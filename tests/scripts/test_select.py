@@ -10,7 +10,7 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from common.annotations import STORE, Annotation, Document, Span, Store
+from common.annotations import STORE, Annotation, Document, Span, Store, is_shared
 from common.errors import StepError
 from scripts.select import measure_suggestions, measure_tags, select
 from tests.conftest import words
@@ -137,6 +137,19 @@ def test_a_pipeline_of_this_project_is_asked_for_its_tags(folder: Path) -> None:
     (drawn,) = [name for name, reason in order(folder)[2:4] if reason == "random"]
     (chosen,) = [name for name, reason in order(folder)[2:4] if reason == "uncertain"]
     assert known[chosen] == max(doubt for name, doubt in known.items() if name != drawn)
+
+
+def test_the_share_for_everybody_is_kept_and_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    select(folder, overlap=0.3)
+    shared = [name for name in SUBJECTS if is_shared(name, 0.3)]
+    said = f"Every annotator gets {len(shared)} of the 20 documents; each other one is given to one of them"
+    assert 0 < len(shared) < 20 and said in words(capsys.readouterr().out)
+    store = Store(folder / STORE)
+    for name in SUBJECTS:
+        store.save(Annotation(document=name, annotator="ada", status="annotated"))
+    assert [name for name, one in store.progress("bo").items() if not one.taken] == [
+        name for name, _ in order(folder) if name in shared
+    ]
 
 
 def test_another_pipeline_and_a_run_without_texts_are_refused(folder: Path) -> None:
