@@ -7,6 +7,7 @@ therefore goes on where it was.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from benchmarks.contenders import huggingface
 from benchmarks.harness import PIPELINE, choose, machine
 from common.corpora import split_sentences
+from common.devices import Training, choose_devices, train_all
 from common.errors import StepError, main
 from common.models import train_aside
 from common.records import SPLITS, code_digest, digest, made, read_json, record_inputs, write_json, writes
@@ -59,9 +61,12 @@ def ablation(
     learn_rate: Annotated[str, typer.Option(help="As train's; not for the usual fine-tune")] = "auto",
     batch_words: Annotated[str, typer.Option(help="As train's; not for the usual fine-tune")] = "auto",
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
+    gpus: Annotated[str, typer.Option(help="Several GPUs, with a training on each at a time: 0,1")] = "",
+    processes: Annotated[int, typer.Option(help="How many trainings share the cores at a time", min=1)] = 1,
 ) -> None:
     """Train and score the pipeline, its variants and the usual fine-tune, with several seeds each."""
-    names = choose(NAMES, only)
+    names, devices = choose(NAMES, only), choose_devices(gpu_id, gpus, processes)
+    gpu_id = devices[0]
     folder.mkdir(parents=True, exist_ok=True)
     path = metrics / "ablation.json"
     options: dict[str, Any] = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words}
@@ -93,6 +98,14 @@ def ablation(
         write_json(path, {"machine": machine(), "inputs": inputs, "runs": runs, "summary": summary})
         return summary
 
+    if len(devices) > 1:
+        trainings = {}
+        for name, seed in itertools.product(names, range(seeds)):
+            if name != USUAL and (key := f"{name}, seed {seed}") not in current:
+                _, provenance = find_inputs(name, seed)
+                own = options | {"seed": seed}
+                trainings[key] = Training(provenance, find_variant(name), folder, corpus, encoder, own)
+        train_all(trainings, devices)
     for name in names:
         for seed in range(seeds):
             key = f"{name}, seed {seed}"

@@ -34,6 +34,7 @@ from benchmarks.forecast import forecast
 from benchmarks.harness import PIPELINE, Worker, choose, find_python, machine
 from common import scoring
 from common.corpora import read_docs, split_sentences
+from common.devices import Training, choose_devices, train_all
 from common.errors import StepError, main
 from common.figures import Figures, save_figures, scale_log
 from common.formatting import describe_forecast, describe_threshold, tabulate_curve
@@ -81,9 +82,12 @@ def curve(
     learn_rate: Annotated[str, typer.Option(help="As train's; for ours alone")] = "auto",
     batch_words: Annotated[str, typer.Option(help="As train's; for ours alone")] = "auto",
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
+    gpus: Annotated[str, typer.Option(help="Several GPUs, with a training on each at a time: 0,1")] = "",
+    processes: Annotated[int, typer.Option(help="How many trainings share the cores at a time", min=1)] = 1,
 ) -> None:
     """Train the pipeline and other fine-tunings on few and on many documents, and score them."""
-    names = choose(CONTENDERS, only)
+    names, devices = choose(CONTENDERS, only), choose_devices(gpu_id, gpus, processes)
+    gpu_id = devices[0]
     total = len(read_docs(corpus / "train.spacy"))
     numbers = choose_sizes(sizes, total)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +140,16 @@ def curve(
             write_json(path, record)
             return record
 
+        if len(devices) > 1:
+            trainings = {}
+            for documents, draw, name in itertools.product(numbers, range(draws), names):
+                if (key := f"{name}, {documents} documents, draw {draw}") in current:
+                    continue
+                for seed in {OURS: [draw], TAUGHT_OURS: range(TEACHERS)}.get(name, []):
+                    drawn, own = find_draw(documents, draw), options | {"seed": seed}
+                    provenance, _ = prepare(config, drawn, encoder, **own)
+                    trainings[f"{key}, seed {seed}"] = Training(provenance, config, folder, drawn, encoder, own)
+            train_all(trainings, devices)
         for documents, draw, name in itertools.product(numbers, range(draws), names):
             key = f"{name}, {documents} documents, draw {draw}"
             msg.divider(key)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +12,20 @@ from typing import Any, NamedTuple
 import srsly
 from filelock import FileLock, Timeout
 
-from common.models import BEST, find_trained
-from common.records import CURVES, digest, locked, made, read_json, replace, write_json
+from common.devices import Training, run_training
+from common.models import BEST
+from common.records import CURVES, read_json, write_json
 from common.space import OPTIONS
 from common.training import prepare
 
 STORE = "search"  # in the folder of a run
 
 
-class TrainingFailed(Exception):
-    """A training that ended without a model, and why."""
-
-
 class Recipe(NamedTuple):
-    """A training: its settings beside those of the run, its seed, the `inputs` of its provenance, and its last step."""
+    """A training, its settings beside those of the run, and its last step."""
 
+    training: Training
     settings: dict[str, str]
-    seed: int
-    inputs: dict[str, Any]
     last: int
 
 
@@ -71,12 +63,10 @@ class Trainings:
 
     def plan(self, settings: dict[str, str], seed: int) -> Recipe:
         """Settle from what a model with these settings and this seed would be trained."""
-        inputs, values = prepare(self.config, self.corpus, self.encoder, **self.find_options(settings, seed))
-        return Recipe(settings, seed, inputs, values["training.max_steps"])
-
-    def find_place(self, recipe: Recipe) -> Path:
-        """The folder of one training. It is a run's folder of its own, since `train` works alone in one."""
-        return self.folder.with_name(f"{self.folder.name}-{digest(recipe.inputs)}")
+        options = self.find_options(settings, seed)
+        inputs, values = prepare(self.config, self.corpus, self.encoder, **options)
+        training = Training(inputs, self.config, self.folder, self.corpus, self.encoder, options)
+        return Recipe(training, settings, values["training.max_steps"])
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -84,12 +74,13 @@ class Trainings:
         with FileLock(self.store / f"{name}.lock"):
             yield
 
-    def is_held(self, name: str) -> bool:
-        """Whether a process holds this lock, or may hold it on another disk, since there is none on this one."""
+    def is_held(self, name: str) -> bool | None:
+        """Whether a process holds this lock. None if nobody has taken it here: a process may on another disk."""
         path = self.store / f"{name}.lock"
-        if path.exists():
-            with suppress(Timeout), FileLock(path, timeout=0):
-                return False
+        if not path.exists():
+            return None
+        with suppress(Timeout), FileLock(path, timeout=0):
+            return False
         return True
 
     @contextmanager
@@ -102,98 +93,28 @@ class Trainings:
         YIELDS (Result): What the training gave.
         RAISES (TrainingFailed): If it failed, and why.
         """
-        name, place = digest(recipe.inputs), self.find_place(recipe)
-        record = self.store / f"{name}.json"
-        with self.hold(name):
+        training = recipe.training
+        record = self.store / f"{training.name}.json"
+        with self.hold(training.name):
             try:
                 known = read_json(record)
-                if known.get("inputs") == recipe.inputs:
+                if known.get("inputs") == training.inputs:
                     result = Result(*(known[field] for field in Result._fields))
                 else:
-                    if not (model := self.find_model(recipe)):
-                        curves = place / f"unfinished-{name}" / CURVES
+                    if not (model := training.find_model(self.target)):
+                        curves = training.place / f"unfinished-{training.name}" / CURVES
 
                         def look() -> None:
                             for evaluation in read_evaluations(curves, recipe.last):
                                 follow(*evaluation)
 
-                        run_training(self.create_command(recipe), record.with_suffix(".log"), look)
-                        model = place / BEST
+                        run_training(training.create_command(self.gpu_id), record.with_suffix(".log"), look)
+                        model = training.place / BEST
                     result = read_result(model, recipe.last)
-                    write_json(record, {"inputs": recipe.inputs, **result._asdict()})
+                    write_json(record, {"inputs": training.inputs, **result._asdict()})
                 yield result
             finally:
-                shutil.rmtree(place, ignore_errors=True)
-
-    def find_model(self, recipe: Recipe) -> Path | None:
-        """Find a trained model: of the run, of the run with the best settings, or of a process that was killed.
-
-        What a killed training has left is removed: if it went on from there, it would get more training than others.
-        """
-        place = self.find_place(recipe)
-        with locked(place):  # a training may outlive the process that began it
-            found = (find_trained(folder, recipe.inputs) for folder in (self.folder, self.target, place))
-            model = next(filter(None, found), None)
-            for path in place.glob("unfinished-*") if not model else ():
-                shutil.rmtree(path)
-        return model
-
-    def create_command(self, recipe: Recipe) -> list[str]:
-        """The command line of `train`."""
-        command = [sys.executable, "-m", "scripts.train", str(self.config), str(self.find_place(recipe))]
-        paths = {"corpus": self.corpus, "encoder": self.encoder, "gpu_id": self.gpu_id}
-        for name, value in (paths | self.find_options(recipe.settings, recipe.seed)).items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
-        return command
-
-    def keep(self, recipe: Recipe, home: Path, instead: Iterable[str] = ()) -> None:
-        """Keep the model of a training beside the model-best of a run, where `train` finds it.
-
-        recipe (Recipe): The training, which this process has just done.
-        home (Path): The folder of the run.
-        instead (Iterable[str]): Digests of models that need not be kept there any longer.
-        """
-        name, model = digest(recipe.inputs), self.find_place(recipe) / BEST
-        if model.exists():
-            with locked(home):
-                made(home, f"{BEST}-{name}")
-                replace(model, home / f"{BEST}-{name}")
-                for other in {*instead} - {name}:
-                    shutil.rmtree(home / f"{BEST}-{other}", ignore_errors=True)
-
-
-def run_training(command: list[str], log: Path, follow: Callable[[], object]) -> None:
-    """Run a training in a process of its own.
-
-    command (list[str]): Its command line.
-    log (Path): Where to write what it prints; only that of a training that fails is kept.
-    follow (Callable[[], object]): Called every second, and once more at the end. What it raises ends the training.
-    RAISES (TrainingFailed): If the training failed, and why.
-    """
-    environment = os.environ | {"ANSI_COLORS_DISABLED": "1", "PYTHONUTF8": "1"}
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as process,
-    ):
-        try:
-            while process.poll() is None:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(1)
-                follow()
-        except BaseException:
-            process.kill()
-            log.unlink()
-            raise
-    if process.returncode:
-        text = log.read_text("utf8", errors="replace")
-        told = text.rpartition("✘ ")[2] if "✘ " in text else text.strip().rpartition("\n")[2]
-        how = (
-            f"killed by {signal.Signals(-process.returncode).name}"
-            if process.returncode < 0
-            else " ".join(told.split())
-        )
-        raise TrainingFailed(f"{how} (see {log})")
-    log.unlink()
+                shutil.rmtree(training.place, ignore_errors=True)
 
 
 def read_evaluations(curves: Path, last: int) -> list[tuple[int, float]]:

@@ -3,19 +3,20 @@
 Optuna proposes the settings of a trial from what the trials before gave, and ends those early that look poor. A trial
 is a training by the command `train`, in a process of its own. Its result is kept by its provenance, so that no settings
 are trained twice, and Optuna keeps the study, so that the same command goes on after an interruption. Several processes
-may work on one study.
+may work on one study; with several devices the command starts one for each.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+import sys
 import textwrap
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +33,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from scipy.stats import ttest_ind  # type: ignore[import-untyped]
 from wasabi import msg
 
+from common.devices import TrainingFailed, choose_devices, run_all
 from common.errors import StepError, main
 from common.figures import Figures, save_figures, scale_log
 from common.formatting import describe_search, percent, shorten_name, tabulate_trials
 from common.models import DIVERGED
-from common.records import check_run, digest, locked, made, record_inputs, write_json
+from common.records import check_run, locked, made, record_inputs, write_json
 from common.settings import find_settings, split_overrides
 from common.space import OPTIONS, Parameter, describe_parameter, propose, read_space
-from common.trainings import TrainingFailed, Trainings
+from common.trainings import Trainings
 
 STARTUP = 5  # trials that end by themselves before one is ended early
 WARMUP = 25  # percent of a training in which it is not ended early
@@ -69,6 +71,8 @@ def search(
     train_on: Annotated[str, typer.Option(help="As train's")] = "train",
     overrides: Annotated[str, typer.Option(help="As train's; the default of the search")] = "",
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
+    gpus: Annotated[str, typer.Option(help="Several GPUs, with a training on each at a time: 0,1")] = "",
+    processes: Annotated[int, typer.Option(help="How many trainings share the cores at a time", min=1)] = 1,
 ) -> None:
     """Search for the settings with the highest F1 on dev, and write them as a run."""
     target = folder.with_name(best or f"{folder.name}-best")
@@ -78,17 +82,18 @@ def search(
         raise StepError(
             "With one other seed, nobody can tell what is noise.", "Take --confirm 3, or 0 to leave it out."
         )
+    devices = choose_devices(gpu_id, gpus, processes)
     given = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words, **split_overrides(overrides)}
-    trainings = Trainings(config, folder, target, corpus, encoder, train_on, gpu_id, given)
-    recipe = trainings.plan({}, seed)
-    check_run(trainings.find_place(recipe))
+    trainings = Trainings(config, folder, target, corpus, encoder, train_on, devices[0], given)
+    default = trainings.plan({}, seed).training
+    check_run(default.place)
     file = runs / f"{target.name}.yml"
     if file.exists() and not file.read_text("utf8").startswith(HEADER):
         raise StepError(
             f"{file} was not written by search.", "Choose another name for the best settings: --vars.best mine"
         )
-    parameters = read_space(space, find_settings(config, recipe.inputs["settings"]))
-    study = open_study(storage, trainings.store, recipe.inputs, parameters)
+    parameters = read_space(space, find_settings(config, default.inputs["settings"]))
+    study = open_study(storage, trainings.store, default.inputs, parameters)
     record = {
         "inputs": record_inputs(
             config=config,
@@ -109,12 +114,21 @@ def search(
         return found
 
     try:
-        run_trials(study, trainings, parameters, seed, trials, minutes, write)
+        if len(devices) > 1:
+            queue_killed(study, trainings)  # once, before all workers look at the same time
+            queue_default(study, parameters)
+            workers = create_workers(trainings.store, devices, "--confirm", "0")
+            with tqdm.tqdm(total=trials, desc="trials", unit="trial", disable=None) as bar:
+                run_all(workers, devices, lambda _: bar.update(count_trials(study)[0] - bar.n))
+        else:
+            run_trials(study, trainings, parameters, seed, trials, minutes, write)
         found = write()
         better = found["default"] is not None and found["best"] != found["default"]
         if better:
             chosen = found["trials"][found["best"]]["settings"]
             if confirm:
+                if len(devices) > 1:  # there is a trial, so that they begin no more
+                    run_all(create_workers(trainings.store, devices, "--trials", "1"), devices, lambda _: None)
                 found = write(repeat(trainings, chosen, range(seed + 1, seed + 1 + confirm)))
             write_run(runs / f"{folder.name}.yml", file, given | chosen, describe_search(found))
     except KeyboardInterrupt:
@@ -133,6 +147,40 @@ def search(
         msg.info(f"Other processes are at work on {others} trials: the last one of them sees all.")
     if better:
         msg.good(f"Wrote {file}, the run with the best settings: make all RUN={file.stem}")
+
+
+# Several devices
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that searches on one device: this command itself, with other options.
+
+    log (Path): Where it prints.
+    options (tuple[str, ...]): The options, which come before those of this command.
+    """
+
+    log: Path
+    options: tuple[str, ...]
+
+    def begin(self, gpu_id: int) -> list[str]:
+        """The command line for a GPU, or -1 for the CPU. Of an option that stands there twice, the last one counts."""
+        alone = ("--gpus", "", "--processes", "1", "--gpu-id", str(gpu_id))
+        return [sys.executable, *sys.orig_argv[1:], *self.options, *alone]
+
+    def end(self) -> None:
+        """Nothing is left of it."""
+
+
+def create_workers(store: Path, devices: list[int], *options: str) -> dict[str, Worker]:
+    """Create a worker for each device.
+
+    store (Path): Folder for what they print.
+    devices (list[int]): As `choose_devices` gives them.
+    *options (str): Other options of the workers.
+    RETURNS (dict[str, Worker]): The workers, by name.
+    """
+    return {f"worker {n}": Worker(store / f"worker-{n}.log", options) for n in range(len(devices))}
 
 
 # The study
@@ -231,10 +279,9 @@ def run_trials(
     with tqdm.tqdm(total=trials, desc="trials", unit="trial", disable=None) as bar:
         while time.monotonic() < end:
             queue_killed(study, trainings)
-            states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
-            ended = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
+            ended, running = count_trials(study)
             bar.update(ended - bar.n)
-            if ended + states[TrialState.RUNNING] >= trials:
+            if ended + running >= trials:
                 return
             queue_default(study, parameters)
             study.optimize(run, n_trials=1, catch=(TrainingFailed,))
@@ -244,6 +291,12 @@ def run_trials(
                     f"{FAILURES} trials in a row have failed, the last one because: {failures[-1]}",
                     "Mend that, and run the same command again: all trials that have ended are kept.",
                 )
+
+
+def count_trials(study: optuna.Study) -> tuple[int, int]:
+    """Count the trials that have ended without failing, and those at work."""
+    states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+    return states[TrialState.COMPLETE] + states[TrialState.PRUNED], states[TrialState.RUNNING]
 
 
 def run_trial(
@@ -283,10 +336,10 @@ def run_trial(
             report(*evaluation)
         others = study.get_trials(deepcopy=False)
         if default:
-            trainings.keep(recipe, trainings.folder)
+            recipe.training.keep(trainings.folder)
         elif all(result.ents_f > (other.value or 0) for other in others if other.state == TrialState.COMPLETE):
-            trainings.keep(recipe, trainings.target, (other.user_attrs.get("digest", "") for other in others))
-        trial.set_user_attr("digest", digest(recipe.inputs))
+            recipe.training.keep(trainings.target, (other.user_attrs.get("digest", "") for other in others))
+        trial.set_user_attr("digest", recipe.training.name)
         trial.set_user_attr("seconds", result.seconds)
     msg.info(f"Trial {trial.number}: F1 {percent(result.ents_f)} on dev")
     return result.ents_f
@@ -302,7 +355,7 @@ def queue_default(study: optuna.Study, parameters: dict[str, Parameter]) -> None
 def queue_killed(study: optuna.Study, trainings: Trainings) -> None:
     """Let the next trials do again what processes began that were killed."""
     for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.RUNNING and not trainings.is_held(f"trial-{trial.number}"):
+        if trial.state == TrialState.RUNNING and trainings.is_held(f"trial-{trial.number}") is False:
             with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
                 study.tell(trial.number, state=TrialState.FAIL)
                 queue_again(study, trial.params, trial.user_attrs)
@@ -323,18 +376,27 @@ def repeat(trainings: Trainings, best: dict[str, str], seeds: range) -> dict[str
         and its `interval` of 95% by Welch's t-test.
     RAISES (StepError): If a training fails.
     """
-    scores: dict[str, list[float]] = {"default": [], "best": []}
-    with tqdm.tqdm(total=2 * len(seeds), desc="other seeds", unit="training", disable=None) as bar:
-        for name, seed in itertools.product(scores, seeds):
+    waiting = {
+        (name, seed): trainings.plan(settings, seed)
+        for seed in seeds
+        for name, settings in (("default", {}), ("best", best))
+    }
+    found: dict[tuple[str, int], float] = {}
+    with tqdm.tqdm(total=len(waiting), desc="other seeds", unit="training", disable=None) as bar:
+        while waiting:
+            # What another process trains comes last, so that several share the work.
+            free = (key for key, recipe in waiting.items() if not trainings.is_held(recipe.training.name))
+            name, seed = key = next(free, next(iter(waiting)))
             try:
-                with trainings.train(trainings.plan(best if name == "best" else {}, seed), lambda *_: None) as result:
-                    scores[name].append(result.ents_f)
+                with trainings.train(waiting.pop(key), lambda *_: None) as result:
+                    found[key] = result.ents_f
             except TrainingFailed as error:
                 raise StepError(
                     f"The {name} settings cannot be trained with seed {seed}: {error}",
                     "Mend that, and run the same command again: all trainings that have ended are kept.",
                 ) from error
             bar.update()
+    scores = {name: [found[name, seed] for seed in seeds] for name in ("default", "best")}
     difference = float(np.mean(scores["best"]) - np.mean(scores["default"]))
     interval = [difference, difference]
     if any(np.ptp(values) for values in scores.values()):

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import spacy
 from hypothesis import given
 from hypothesis import strategies as st
 from spacy.util import load_config
@@ -12,11 +17,13 @@ from spacy.util import load_config
 from benchmarks import ablation as benchmark
 from benchmarks.ablation import OURS, USUAL, USUAL_SETTINGS, VARIANTS, ablation, summarize_seeds
 from benchmarks.contenders import huggingface
-from common.records import read_json, write_json
+from common.devices import Training, kill
+from common.records import digest, read_json, sha256, write_json
 from common.statistics import bootstrap, f_score, interval
 from scripts.convert import convert
 from scripts.document import MARK, Run, tabulate_ablation
-from tests.conftest import ROOT, Project, python, words, write_corpus
+from tests.conftest import ROOT, Project, guard, python, words, write_corpus
+from tests.trainings import find_trainings, stop_trainings, wait_for
 
 CONFIG = ROOT / "configs/bert.cfg"
 COUNTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=9).map(
@@ -116,6 +123,77 @@ def test_runs_of_other_code_or_data_are_not_in_the_table(
     ]
     assert run(1) == {OURS: 1, USUAL: 1} and trained == [0, 1, 0]
     assert "older" not in read_json(path)["summary"][USUAL]
+
+
+def test_on_several_devices_all_is_trained_before_it_is_scored(
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[str]] = []
+    inputs: list[dict[str, Any]] = []
+    alike = {"gold_sentences": {"ents_f": 1.0}}
+    scores = {"dev": alike, "test": alike, "documents": [[1, 1, 1]] * 2, "seqeval_f1": 1.0}
+
+    def train_all(trainings: dict[str, Training], devices: list[int]) -> None:
+        assert devices == [-1, -1]
+        begun.append(list(trainings))
+        inputs.extend(training.inputs for training in trainings.values())
+
+    def train_aside(provenance: dict[str, Any], *_: Any, **__: Any) -> Path:
+        assert provenance in inputs
+        return tmp_path
+
+    monkeypatch.setattr("common.training.code_digest", lambda *_: "code")
+    monkeypatch.setattr("common.training.spacy.blank", functools.cache(spacy.blank))
+    monkeypatch.setattr(benchmark, "record_inputs", lambda **_: {name: name for name in ("dev", "test", "code")})
+    monkeypatch.setattr(benchmark, "train_all", train_all)
+    monkeypatch.setattr(benchmark, "train_aside", train_aside)
+    monkeypatch.setattr(benchmark, "score_model", lambda *_: scores)
+    paths = (tmp_path / "training", tiny_corpus, tiny_encoder, tmp_path / "tiny")
+    for seeds in (1, 2):
+        ablation(CONFIG, *paths, seeds=seeds, only=f"{OURS},entities alone", processes=2)
+    assert begun == [["ours, seed 0", "entities alone, seed 0"], ["ours, seed 1", "entities alone, seed 1"]]
+    assert len({digest(each) for each in inputs}) == 4
+
+
+@pytest.mark.slow
+def test_two_trainings_at_a_time_of_which_one_is_killed_and_then_the_command_itself(
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
+) -> None:
+    folder, metrics = tmp_path / "training/tiny", tmp_path / "metrics/tiny"
+    command = [sys.executable, "-m", "benchmarks.ablation", str(CONFIG), str(folder), str(tiny_corpus)]
+    command += [str(tiny_encoder), str(metrics), "--seeds", "2", "--epochs", "8", "--only", OURS, "--processes", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        first = stop_trainings(driver.pid, 2)  # none has ended when the other begins
+        killed = next(iter(first))
+        assert all((folder / "logs" / f"{place.name.removeprefix('tiny-')}.log").exists() for place in first)
+        first[killed].kill()
+        wait_for(lambda: find_trainings(driver.pid).get(killed, first[killed]) != first[killed])
+        again = stop_trainings(driver.pid, 2)
+        assert again.keys() == first.keys() and again[killed] != first[killed]
+        driver.kill()
+        driver.wait()
+    finally:
+        if driver.poll() is None:
+            kill(driver)
+    for process in again.values():
+        process.resume()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=guard(120))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done already") == 2 and "begun on" not in done.stdout, "the trainings lived on"
+    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["tiny"]
+    assert len(read_json(metrics / "ablation.json")["runs"]) == 2
+    models = {read_json(path)["inputs"]["settings"]["system.seed"]: path for path in folder.glob("*/provenance.json")}
+    assert sorted(models) == [0, 1] and not any(read_json(path)["resumed"] for path in models.values())
+    seed = next(seed for seed, path in models.items() if path.parent.name.endswith(killed.name[-8:]))
+    alone = [*command[:2], "scripts.train", str(CONFIG), str(tmp_path / "training/alone"), "--seed", str(seed)]
+    alone += ["--corpus", str(tiny_corpus), "--encoder", str(tiny_encoder), "--epochs", "8"]
+    done = subprocess.run(alone, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=guard(120))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("transformer", "tok2vec", "ner"):
+        weights = [sha256(model / name) for model in (models[seed].parent, tmp_path / "training/alone/model-best")]
+        assert weights[0] == weights[1], "it is the same training, though it was killed and was not alone"
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import spacy
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -14,6 +17,7 @@ from benchmarks.curve import (
     EXPLOSION,
     FIGURES,
     SPAN_MARKER,
+    TAUGHT_OURS,
     TEACHERS,
     choose_sizes,
     curve,
@@ -24,6 +28,7 @@ from benchmarks.curve import (
     write_draw,
 )
 from common.corpora import read_docs
+from common.devices import Training
 from common.errors import StepError
 from common.figures import save_figures
 from common.formatting import describe_forecast, describe_threshold, tabulate_curve
@@ -229,6 +234,35 @@ def test_results_are_found_again_by_their_inputs(
     monkeypatch.setattr(benchmark, "MOST_ON_CPU", {SPAN_MARKER: 4})
     record = run("4,9", SPAN_MARKER)
     assert done == [(SPAN_MARKER, 4, 0)] and list(record["summary"]) == [OURS, USUAL, EXPLOSION, SPAN_MARKER]
+
+
+def test_on_several_devices_ours_and_its_teachers_are_trained_first(
+    tiny_corpus: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: dict[str, Training] = {}
+    asked: list[dict[str, Any]] = []
+
+    def train_all(trainings: dict[str, Training], devices: list[int]) -> None:
+        assert devices == [-1, -1]
+        trained.update(trainings)
+
+    def train_aside(provenance: dict[str, Any], *_: Any, **__: Any) -> Path:
+        asked.append(provenance)
+        return tmp_path
+
+    monkeypatch.setattr("common.training.code_digest", lambda *_: "code")
+    monkeypatch.setattr("common.training.spacy.blank", functools.cache(spacy.blank))
+    for name in ("save_figures", "record_inputs"):
+        monkeypatch.setattr(benchmark, name, lambda *_, **__: {"dev": "dev", "test": "test", "train": "train"})
+    monkeypatch.setattr(benchmark, "train_all", train_all)
+    monkeypatch.setattr(benchmark, "train_aside", train_aside)
+    monkeypatch.setattr(benchmark, "score_ours", lambda *_: create_run(OURS, 1, 0.5))
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=lambda _: SimpleNamespace(returncode=1)))
+    paths = (tmp_path / "training", tiny_corpus, tiny_encoder, tmp_path / "tiny")
+    with pytest.raises(StepError, match="teachers could not annotate"):
+        curve(CONFIG, *paths, sizes="1", draws=1, only=f"{OURS},{TAUGHT_OURS}", processes=2)
+    assert [training.inputs for training in trained.values()] == asked and len(asked) == 1 + TEACHERS
+    assert [*trained][:2] == [f"{name}, 1 documents, draw 0, seed 0" for name in (OURS, TAUGHT_OURS)]
 
 
 def test_nothing_measured_is_an_error(project: Project, tmp_path: Path) -> None:

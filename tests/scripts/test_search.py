@@ -6,28 +6,29 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 import spacy
 import yaml
 from filelock import FileLock
 
 from common import trainings
+from common.devices import TrainingFailed, kill
 from common.errors import StepError
 from common.figures import save_figures
 from common.models import DIVERGED, find_trained
 from common.records import CURVES, digest, read_json, write_json
 from common.training import prepare
-from common.trainings import TrainingFailed
 from scripts.run import read_run
 from scripts.search import ENOUGH, FIGURES, find_importance, search
 from tests.conftest import ROOT, guard, words
+from tests.trainings import stop_trainings, wait_for
 
 CONFIG = ROOT / "configs" / "bert.cfg"
 SPACE = """
@@ -303,6 +304,48 @@ def test_the_importance_of_few_trials_is_not_told() -> None:
     assert importance and importance["decides"] > 2 * importance["other"]
 
 
+def test_with_several_devices_workers_do_the_trials_and_then_the_other_seeds(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers do nothing here, so that this process finds the trials of before, and trains with other seeds."""
+    fake, begun = Fake(dropout_is_good), []
+
+    def run_all(workers: dict[str, Any], devices: list[int], follow: Callable[[int], object]) -> None:
+        one, two = (worker.begin(device) for worker, device in zip(workers.values(), devices, strict=True))
+        assert one == two and one[: len(sys.orig_argv)] == [sys.executable, *sys.orig_argv[1:]]
+        assert [worker.log.name for worker in workers.values()] == ["worker-0.log", "worker-1.log"]
+        begun.append(one[len(sys.orig_argv) :])
+        follow(0)
+
+    monkeypatch.setattr("scripts.search.run_all", run_all)
+    run(fake, trials=2)
+    found = run(fake, trials=3, confirm=2, processes=2)
+    alone = ["--gpus", "", "--processes", "1", "--gpu-id", "-1"]
+    assert begun == [["--confirm", "0", *alone], ["--trials", "1", *alone]]
+    assert states(found) == ["finished", "finished"] and len(fake.trained) == 2 + 4
+
+
+def test_seeds_that_another_process_trains_come_last(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
+) -> None:
+    fake = Fake(dropout_is_good)
+    run(fake, trials=2)
+    held = digest(prepare(CONFIG, tiny_corpus, tiny_encoder, seed=1)[0])
+    lock = FileLock(tmp_path / f"training/tiny/search/{held}.lock")
+
+    def score(values: dict[str, Any]) -> float:
+        if len(fake.trained) == 2 + 3:
+            lock.release()  # as the other process does when it has ended
+        return dropout_is_good(values)
+
+    fake.score = score
+    with lock:
+        confirmed = run(fake, trials=2, confirm=2)["confirmed"]
+    trained = [(values["system.seed"], "training.dropout" in values) for values in fake.trained[2:]]
+    assert trained == [(1, True), (2, False), (2, True), (1, False)]
+    assert confirmed["default"] == [pytest.approx(0.6)] * 2 and len({*confirmed["best"]}) == 1
+
+
 @pytest.mark.slow
 def test_two_processes_work_on_one_study_and_one_is_killed(
     tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
@@ -320,10 +363,7 @@ def test_two_processes_work_on_one_study_and_one_is_killed(
         )
 
     def wait_for_trials(number: int) -> None:
-        deadline = time.monotonic() + guard(120)
-        while len(list(folder.glob("search/trial-*.lock"))) < number and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(list(folder.glob("search/trial-*.lock"))) >= number
+        wait_for(lambda: len(list(folder.glob("search/trial-*.lock"))) >= number)
 
     one = start(50)
     wait_for_trials(1)
@@ -344,3 +384,38 @@ def test_two_processes_work_on_one_study_and_one_is_killed(
         assert spacy.load(model)("Mira left Turku .") is not None
         assert not read_json(model / "provenance.json")["resumed"]
     assert yaml.safe_load((metrics / "search.json").read_text())["captions"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_workers_and_their_trials_are_done_again(
+    tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "space.yml").write_text(SPACE)
+    folder, metrics = tmp_path / "training/tiny", tmp_path / "metrics/tiny"
+    paths = (CONFIG, tmp_path / "space.yml", folder, tiny_corpus, tiny_encoder, metrics, tmp_path / "runs")
+    command = [sys.executable, "-m", "scripts.search", *map(str, paths), "--confirm", "0", "--epochs", "8"]
+    command += ["--trials", "2", "--processes", "2"]
+    driver = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )
+    try:
+        stop_trainings(driver.pid, 2)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(guard(60)) != 0
+    finally:
+        if driver.poll() is None:
+            kill(driver)
+    assert len(family) == 4
+    wait_for(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=guard(300))
+    assert done.returncode == 0, done.stdout.decode()
+    found = read_json(metrics / "search.json")
+    assert found["counts"] == {"interrupted": 2, "finished": 2} and found["default"] is not None
+    assert all(read_json(path)["evaluations"] for path in folder.glob("search/????????.json"))
+    assert not list(folder.glob("search/*.log")) and len(list(folder.glob("search/????????.json"))) == 2
