@@ -54,18 +54,18 @@ forecast: .venv/installed
 	$(STEP) curve $(RUN) --vars.contenders ours --vars.sizes quarter,half,all $(VARS)
 
 # The fast tests, some minutes
-test: .venv/installed
+test: .venv/installed-dev
 	$(PYTEST) -m "not slow and not live"
 	@echo "The slow tests were left out: make test-slow runs them"
 
-test-slow: .venv/installed
+test-slow: .venv/installed-dev
 	$(PYTEST) -m slow
 
 # Label Studio, which is installed for it
-test-live: .venv/installed
+test-live: .venv/installed-dev
 	$(BIN)/python -m pytest -m live
 
-check: .venv/installed
+check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -74,6 +74,10 @@ check: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.txt --constraint constraints.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-dev.txt --constraint constraints.txt
 	touch $@
 
 .venv/installed-bench: .venv/installed requirements-bench.txt

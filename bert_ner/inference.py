@@ -1,7 +1,8 @@
 """The encoder in use, in the fastest dtype that the processor computes in exactly enough.
 
-spaCy's registry gets `bert_ner.Inference.v2`, which the transformer of encoder.py looks up there. A wheel of the
-pipeline has a copy of this file. Nothing here decides the weights of a model, so that a change retrains nothing.
+spaCy's registry gets `bert_ner.Inference.v2`, which the transformer of encoder.py looks up there, and the component
+`bert_ner_cleaner_v1`, the last one in use. A wheel of the pipeline has a copy of this file. Nothing here decides the
+weights of a model, so that a change retrains nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from spacy.language import Language
+from spacy.tokens import Doc
 from spacy.util import registry
 from spacy_transformers.data_classes import WordpieceBatch
 from torch.nn import functional
@@ -458,3 +461,25 @@ def _is_right(dtype: str) -> bool:
         except (RuntimeError, AttributeError, TypeError):  # the operator is missing, refuses, or has other arguments
             return False
         return bool((product.float() - expected).norm() < 0.02 * expected.norm())
+
+
+# Cleaning
+
+
+def clean(doc: Doc) -> Doc:
+    """Drop the tensors of a document, which would fill the memory of who keeps documents.
+
+    spaCy's `doc_cleaner` can only put None in the place of `doc.tensor`, and then `doc.has_vector`, `span.as_doc()` and
+    all else that asks for vectors raises an AttributeError.
+
+    doc (Doc): The document, which is changed.
+    RETURNS (Doc): The document.
+    """
+    doc.tensor = np.zeros(0, dtype="float32")
+    if Doc.has_extension("trf_data"):
+        doc._.trf_data = None
+    return doc
+
+
+if not Language.has_factory("bert_ner_cleaner_v1"):
+    Language.component("bert_ner_cleaner_v1", func=clean)

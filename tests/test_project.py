@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from thinc.api import Config
 from weasel.cli.run import check_rerun
 from weasel.util import load_project_config, split_command
 
 from common.records import SPLITS, read_json, sha256
+from scripts.package import PYTHON
 from scripts.run import read_run
 from tests.conftest import PROJECT, ROOT, STEPS, Project, copy_project, new_python, words
 
@@ -370,10 +372,21 @@ def test_requirements_and_constraints_agree() -> None:
             name, version = line.split("==")
             pinned[name.lower().replace("_", "-")] = version
             assert "+" not in version, "a local suffix would ask for one build of PyTorch"
-    for line in (ROOT / "requirements.txt").read_text("utf8").splitlines():
-        if line and not line.startswith("#"):
-            name = re.split(r"[<>=~!\[ ]", line)[0].lower()
-            assert name in pinned and "<" in line, f"{line}: bounded, and part of what was tested"
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text("utf8").splitlines():
+            if line and not line.startswith("#"):
+                name = re.split(r"[<>=~!\[ ]", line)[0].lower()
+                assert name in pinned and "<" in line, f"{line}: bounded, and part of what was tested"
+
+
+def test_what_people_use_needs_nothing_of_what_only_tests_need() -> None:
+    names = re.findall(r"^([\w-]+)[><=]", (ROOT / "requirements-dev.txt").read_text("utf8"), re.M)
+    modules = {name.lower().replace("-", "_") for name in names if not name.startswith("types-")}
+    assert len(modules) > 5
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            found = set(re.findall(r"^\s*(?:import|from) (\w+)", path.read_text("utf8"), re.M))
+            assert not found & modules, path
 
 
 def test_each_variable_is_used_and_each_that_is_used_exists() -> None:
@@ -395,6 +408,13 @@ def test_the_makefile_calls_commands_that_exist() -> None:
     }
     for target in re.findall(r"^make ([\w-]+)", (ROOT / "README.md").read_text("utf8") + CI, re.M):
         assert target in targets, target
+
+
+def test_the_workflow_of_github_runs_what_ci_runs() -> None:
+    """In the versions of Python that the wheel allows, from the first one on."""
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf8"))["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    assert f">={job['strategy']['matrix']['python'][0]}" == PYTHON
 
 
 def test_ci_checks_and_runs_the_fast_tests_and_the_slow_ones() -> None:

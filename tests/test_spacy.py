@@ -1,0 +1,255 @@
+"""What people who use spaCy do with a pipeline of this project: those rows of docs/spacy.md that no other test has."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spacy
+from spacy.language import Language
+from spacy.tokens import Doc, DocBin
+from spacy.util import load_model_from_config
+
+import bert_ner  # noqa: F401 (registers what the pipeline names)
+from tests.conftest import Project, new_python, python, words
+from tests.scripts.test_package import WHEEL
+
+TEXTS = ["Senator Mira Solberg left Turku for Oslo on Monday . She slept .", "Kenya beat Peru twice in Malta ."]
+TEXT = " ".join(TEXTS * 3)
+
+
+@pytest.fixture(scope="module")
+def nlp(project: Project) -> Language:
+    """The pipeline that the wheel of a tiny run has. No test may change it for longer than its own time."""
+    return spacy.load(project.folder / "packages/tiny/assembled")
+
+
+@pytest.fixture
+def own(nlp: Language) -> Language:
+    """A pipeline of the same components, to which a test may add some and take some away, for nothing is copied."""
+    shared = type(nlp)(vocab=nlp.vocab)
+    shared.tokenizer = nlp.tokenizer
+    for name in nlp.pipe_names:
+        shared.add_pipe(name, source=nlp)
+    return shared
+
+
+def annotate(nlp: Language) -> Doc:
+    doc = nlp(TEXT)
+    assert doc.ents and concepts(doc), "else there is nothing to compare"
+    return doc
+
+
+def entities(doc: Doc) -> list[tuple[int, int, str, float | None]]:
+    return [(ent.start, ent.end, ent.label_, ent._.score) for ent in doc.ents]
+
+
+def concepts(doc: Doc) -> list[tuple[Any, ...]]:
+    spans = doc.spans["concepts"]
+    return [(span.text, span.label_, span._.entity, span._.negated, span._.score) for span in spans]
+
+
+def triples(doc: Doc) -> list[str]:
+    return [str(triple) for triple in doc._.triples]
+
+
+# Documents
+
+
+def by_docbin(doc: Doc, user_data: bool = True) -> Doc:
+    stored = DocBin(store_user_data=user_data, docs=[doc]).to_bytes()
+    (again,) = DocBin().from_bytes(stored).get_docs(spacy.blank("en").vocab)
+    return again
+
+
+def by_json(doc: Doc) -> Doc:
+    stored = json.dumps(doc.to_json(underscore=["score"]))
+    return Doc(spacy.blank("en").vocab).from_json(json.loads(stored), validate=True)
+
+
+def by_pickle(doc: Doc) -> Doc:
+    again: Doc = pickle.loads(pickle.dumps(doc))
+    return again
+
+
+@pytest.mark.parametrize("keep", [by_docbin, by_json, by_pickle])
+def test_a_document_comes_back_with_scores_and_triples(nlp: Language, keep: Callable[[Doc], Doc]) -> None:
+    """Also with a vocabulary that has never seen it."""
+    doc = annotate(nlp)
+    again = keep(doc)
+    assert entities(again) == entities(doc) and all(score for *_, score in entities(again))
+    assert concepts(again) == concepts(doc) and triples(again) == triples(doc)
+    assert [sent.start for sent in again.sents] == [sent.start for sent in doc.sents]
+
+
+def test_a_docbin_without_user_data_loses_the_scores_alone(nlp: Language) -> None:
+    doc = annotate(nlp)
+    again = by_docbin(doc, user_data=False)
+    assert entities(again) == [(*place, None) for *place, _ in entities(doc)]
+
+
+def test_vectors_are_there_without_the_doc_cleaner(nlp: Language, own: Language) -> None:
+    """With it there are none, and what asks for them (`similarity`, `as_doc`) works all the same."""
+    doc = annotate(nlp)
+    assert not doc.has_vector and not doc.vector.any() and doc._.trf_data is None
+    part = doc[doc.ents[0].start :].as_doc(copy_user_data=True)
+    assert entities(part)[0][3] == doc.ents[0]._.score
+    own.remove_pipe("doc_cleaner")
+    doc = annotate(own)
+    assert doc.vector.shape == (256,) and doc.similarity(doc) == pytest.approx(1)
+
+
+
+# Pipelines
+
+
+def test_names_alone_are_the_same_names(nlp: Language) -> None:
+    expected, before = entities(annotate(nlp)), list(nlp.pipe_names)
+    with nlp.select_pipes(enable=["transformer", "tok2vec", "senter", "ner"]):
+        doc = nlp(TEXT)
+        assert entities(doc) == expected and not doc.spans and not doc.has_annotation("TAG")
+    assert nlp.pipe_names == before
+
+
+def test_another_component_may_stand_in_the_place_of_ner(nlp: Language, own: Language) -> None:
+    """Concepts follow what it finds, and the pipeline that the others are from is as it was."""
+    expected = entities(annotate(nlp))
+    assert entities(own(TEXT)) == expected and concepts(own(TEXT)) == concepts(nlp(TEXT))
+    rules: Any = own.replace_pipe("ner", "entity_ruler")
+    rules.add_patterns([{"label": "LOC", "pattern": "Turku"}])
+    doc = own(TEXT)
+    assert [(ent.text, ent.label_, ent._.score) for ent in doc.ents] == [("Turku", "LOC", None)] * 3
+    assert [text for text, _, label, *_ in concepts(doc) if label == "LOC"] == ["Turku"] * 3
+    assert entities(nlp(TEXT)) == expected
+
+
+def test_components_before_and_after_have_their_say(nlp: Language, own: Language) -> None:
+    """Entities and sentences that were set before are kept, and the tokens may be merged after."""
+    expected = annotate(nlp)
+    rules: Any = own.add_pipe("entity_ruler", before="ner")
+    rules.add_patterns([{"label": "EVENT", "pattern": "Turku"}])
+    own.add_pipe("sentencizer", first=True)
+    own.add_pipe("merge_entities", last=True)
+    doc = own(TEXT)
+    assert [(ent.text, ent._.score) for ent in doc.ents if ent.label_ == "EVENT"] == [("Turku", None)] * 3
+    assert len(list(doc.sents)) == 9 and all(len(ent) == 1 for ent in doc.ents)
+    assert doc.spans["concepts"] and doc.text == expected.text
+
+
+def test_an_entity_that_is_renamed_afterwards_keeps_the_score_of_its_place(own: Language) -> None:
+    before = annotate(own).ents[0]
+    rules: Any = own.add_pipe("entity_ruler", after="ner", config={"overwrite_ents": True})
+    rules.add_patterns([{"label": "EVENT", "pattern": before.text}])
+    renamed = own(TEXT).ents[0]
+    assert renamed.text == before.text and renamed.label_ == "EVENT" and renamed._.score == before._.score
+
+
+def other_pipeline(nlp: Language) -> Language:
+    """A pipeline with a tok2vec and a tagger of its own, and our tokenizer."""
+    other = spacy.blank("en")
+    other.tokenizer = nlp.tokenizer
+    other.add_pipe("tok2vec")
+    listener = {"@architectures": "spacy.Tok2VecListener.v1", "width": 96}
+    tagger: Any = other.add_pipe("tagger", config={"model": {"tok2vec": listener}})
+    for label in "ABC":
+        tagger.add_label(label)
+    other.initialize()
+    softmax = tagger.model.get_ref("softmax")  # which starts with zeros: all tags would be the same
+    softmax.set_param("W", tagger.model.ops.xp.random.default_rng(0).normal(size=(3, 96)).astype("float32"))
+    return other
+
+
+def test_ner_works_in_a_pipeline_with_a_tok2vec_of_its_own(nlp: Language) -> None:
+    """A listener hears what stands before it: theirs hears theirs, and ours ours."""
+    other, doc = other_pipeline(nlp), annotate(nlp)
+    tags = [token.tag_ for token in other(TEXT)]
+    assert len(set(tags)) > 1
+    for name in ("transformer", "tok2vec", "senter", "ner"):
+        other.add_pipe(name, name=f"bert_{name}", source=nlp)
+    again = other(TEXT)
+    assert entities(again) == entities(doc) and [token.tag_ for token in again] == tags
+
+
+@pytest.mark.slow
+def test_one_component_can_hold_all_that_ner_needs(nlp: Language, tmp_path: Path) -> None:
+    """From the encoder up, and then it can stand wherever it wants: also before the tok2vec of the others."""
+    copied: Any = load_model_from_config(nlp.config).from_bytes(nlp.to_bytes())
+    doc, other = annotate(nlp), other_pipeline(nlp)
+    assert entities(copied(TEXT)) == entities(doc) and concepts(copied(TEXT)) == concepts(doc)
+    tags = [token.tag_ for token in other(TEXT)]
+    copied.replace_listeners("transformer", "tok2vec", ["model.tok2vec"])
+    copied.replace_listeners("tok2vec", "ner", ["model.tok2vec"])
+    starts: Any = other.add_pipe("sentencizer", first=True)
+    other.add_pipe("ner", name="names", source=copied, after=starts.name)
+    other.to_disk(tmp_path / "other")
+    with nlp.select_pipes(enable=["transformer", "tok2vec", "ner"]):
+        expected = entities(nlp(starts(nlp.make_doc(TEXT))))
+    for pipeline in (other, spacy.load(tmp_path / "other")):
+        again = pipeline(TEXT)
+        assert entities(again) == expected and [token.tag_ for token in again] == tags
+    assert expected
+
+
+# The commands of spaCy, with the wheel
+
+
+@pytest.fixture(scope="module")
+def installed(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to which pip has installed the wheel. Python finds it there, and nothing of the project."""
+    folder = tmp_path_factory.mktemp("installed")
+    options = ["--no-deps", "--no-index", "--target", str(folder)]
+    assert python("-m", "pip", "install", *options, str(project.folder / WHEEL), cwd=folder).returncode == 0
+    shutil.copy(project.folder / "corpus/tiny/dev.spacy", folder)
+    lines = [json.dumps({"text": text}) for text in TEXTS * 3]
+    (folder / "texts.jsonl").write_text("\n".join(lines), "utf8")
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> str:
+    done = python("-m", "spacy", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return words(done.stdout)
+
+
+@pytest.mark.slow
+def test_info_knows_the_wheel(installed: Path) -> None:
+    meta = json.loads((installed / "en_bert_ner/meta.json").read_text("utf8"))
+    said = command(installed, "info", "en_bert_ner")
+    assert meta["description"] in said and "version 1.0.0" in said and "disabled ['chunker']" in said
+
+
+@pytest.mark.slow
+def test_apply_annotates_texts_in_one_process_and_in_two(installed: Path, nlp: Language) -> None:
+    expected = [entities(doc) for doc in nlp.pipe(TEXTS * 3)]
+    assert any(expected)
+    arguments = ("apply", "en_bert_ner", "texts.jsonl")
+    command(installed, *arguments, "one.spacy")
+    # In a new Python, whose processes are forked, unlike those that the tests have at hand
+    done = new_python("-m", "spacy", *arguments, "two.spacy", "--n-process", "2", cwd=installed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("one.spacy", "two.spacy"):
+        docs = list(DocBin().from_disk(installed / name).get_docs(nlp.vocab))
+        assert [entities(doc) for doc in docs] == expected and all("concepts" in doc.spans for doc in docs)
+
+
+@pytest.mark.slow
+def test_benchmark_measures_speed_and_accuracy(installed: Path) -> None:
+    options = ["--batches", "30", "--batch-size", "1", "--warmup", "0"]
+    assert "words/s" in command(installed, "benchmark", "speed", "en_bert_ner", "dev.spacy", *options)
+    command(installed, "evaluate", "en_bert_ner", "dev.spacy", "--output", "one.json")
+    command(installed, "benchmark", "accuracy", "en_bert_ner", "dev.spacy", "--output", "two.json")
+    one, two = (json.loads((installed / name).read_text("utf8")) for name in ("one.json", "two.json"))
+    assert one["ents_f"] == two["ents_f"] and one["ents_per_type"]
+
+
+@pytest.mark.slow
+def test_find_threshold_says_that_ner_has_none(installed: Path) -> None:
+    done = python(
+        "-m", "spacy", "find-threshold", "en_bert_ner", "dev.spacy", "ner", "threshold", "ents_f", cwd=installed
+    )
+    assert done.returncode == 1 and "sub-key ['threshold'] not found" in words(done.stdout + done.stderr)
