@@ -21,11 +21,14 @@ from common.formatting import (
     describe_effort,
     describe_forecast,
     describe_threshold,
+    describe_whole,
     percent,
     score_rows,
+    tabulate_continuing,
     tabulate_corruption,
     tabulate_curve,
     tabulate_effort,
+    tabulate_synthetic,
 )
 from common.records import digest, read_json, record_inputs, sha256
 from common.training import identify_recipe
@@ -33,7 +36,7 @@ from common.training import identify_recipe
 START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
 MARK, LEGEND = "†", "† Measured with other code than the present one."
 NEEDED = ("test", "evaluation", "package", "concepts")
-OPTIONAL = ("ablation", "curve", "effort", "corrupt")
+OPTIONAL = ("ablation", "curve", "effort", "corrupt", "synthetic", "continuing")
 TIMED = ("speed", "service", "training", "training-full")  # in a folder for each kind of processor
 PROCESSORS = ("bfloat16", "vnni", "avx2", "none")  # the best first, whose figures README.md shows
 
@@ -315,6 +318,8 @@ def tabulate_results(runs: list[Run]) -> str:
         *(tabulate_sizes(run) for run in runs if "curve" in run.records),
         *(tabulate_work(run) for run in runs if "effort" in run.records),
         *(tabulate_errors(run) for run in runs if "corrupt" in run.records),
+        *(tabulate_texts(run) for run in runs if "synthetic" in run.records),
+        *(tabulate_further(run) for run in runs if "continuing" in run.records),
     ]
     return _join(*map(_explain, tables))
 
@@ -369,13 +374,30 @@ def tabulate_errors(run: Run) -> str:
     return _join(title, _mark_table(run, "corrupt", *tabulate_corruption(corrupt)))
 
 
+def tabulate_texts(run: Run) -> str:
+    """A table in Markdown: what synthetic texts bring where there are few training documents."""
+    title = (
+        f"`{run.name}`, test F1 with gold sentences, mean of the draws, with synthetic texts beside the training "
+        "documents; in brackets how much more that is than without, with its 95% interval over the documents of test."
+    )
+    return _join(title, _mark_table(run, "synthetic", *tabulate_synthetic(run.records["synthetic"]), names=3))
+
+
+def tabulate_further(run: Run) -> str:
+    """A table in Markdown: what a pipeline learns and forgets when it goes on with a few documents."""
+    continuing = run.records["continuing"]
+    title = f"`{run.name}`, test F1 of a pipeline that goes on from one trained without {continuing['label']}."
+    text = f"{title} {describe_whole(continuing)}"
+    return _join(text, _mark_table(run, "continuing", *tabulate_continuing(continuing), names=3))
+
+
 def _figure(run: Run, name: str) -> str:
     return f"![{run.records[name]['captions'][name]}](../metrics/reference/{run.name}/{name}.svg)"
 
 
-def _mark_table(run: Run, record: str, header: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column names what its figures are of."""
-    return _table(header, [[name, *(run.mark(record, figure) for figure in figures)] for name, *figures in rows])
+def _mark_table(run: Run, record: str, header: list[str], rows: list[list[str]], names: int = 1) -> str:
+    """A table whose first columns name what its figures are of."""
+    return _table(header, [[*row[:names], *(run.mark(record, figure) for figure in row[names:])] for row in rows])
 
 
 def _mean(scores: dict[str, Any] | None) -> str:

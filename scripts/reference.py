@@ -17,7 +17,16 @@ from common.errors import StepError, main
 from common.records import SPLITS, check_run, digest, read_json
 
 NEEDED = ("corpus.json", "test.json", "evaluation.json", "analysis.json", "concepts.json", "package.json")
-OPTIONAL = ("ablation.json", "curve.json", "curve.svg", "effort.json", "effort.svg", "corrupt.json")
+OPTIONAL = (
+    "ablation.json",
+    "curve.json",
+    "curve.svg",
+    "effort.json",
+    "effort.svg",
+    "corrupt.json",
+    "synthetic.json",
+    "continuing.json",
+)
 # What depends on the processor, which is published in a folder for each kind of processor
 TIMED = ("speed.json", "service.json", "training.json", "training-full.json")
 QUOTE = 5  # words in a row that also stand in the corpus: they are a quote, not a coincidence

@@ -104,7 +104,6 @@ def test_vectors_are_there_without_the_doc_cleaner(nlp: Language, own: Language)
     assert doc.vector.shape == (256,) and doc.similarity(doc) == pytest.approx(1)
 
 
-
 # Pipelines
 
 

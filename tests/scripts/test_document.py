@@ -347,6 +347,21 @@ def test_effort_and_corruption_become_tables() -> None:
     assert "| all | 4† | 75.0† | 4† | 75.0† |" in marked and f"| 25 | {cells} |" in marked
 
 
+def test_synthetic_texts_and_going_on_become_tables() -> None:
+    score = {"f1": 0.8, "more": 0.012, "interval": [-0.01, 0.03], "draws": [0.012]}
+    synthetic = {"summary": [{"documents": 50, "contender": "recombine", "draws": 1, "labels": {"all": score}}]}
+    row = {"kind": "a new label", "documents": 10, "way": "rehearsal", "draws": 1, "before": 0.9, "after": 0.895}
+    continuing = {"label": "MISC", "whole": {"LOC": 0.9, "MISC": 0.8}, "summary": [row | {"new": 0.6}]}
+    records = copy_run(reference_runs()[1]) | {"synthetic": synthetic, "continuing": continuing}
+    text = tabulate_results([Run("some", records, {"synthetic"})])
+    assert "| 50 | recombine | 1 | 80.0 (+1.2: -1.0 to +3.0)† |" in text
+    assert "| a new label | 10 | rehearsal | 90.0 | 89.5 | 60.0 | – | – |" in text
+    assert (
+        "trained without MISC. Trained from the encoder on all documents, the pipeline has F1: LOC 90.0, MISC 80.0"
+        in text
+    )
+
+
 def test_a_run_without_results_and_a_page_without_marks_are_refused(tmp_path: Path) -> None:
     run = Path(shutil.copytree(reference_runs()[0], tmp_path / "some"))
     (run / "test.json").unlink()
