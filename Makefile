@@ -7,7 +7,7 @@ RUN ?= conll2003
 # More variables, which come before those of the run's file: VARS="--vars.seed 1"
 VARS ?=
 STEP := $(BIN)/python -m scripts.run
-STEPS := gather prelabel select export-tasks import-annotations adjudicate split audit search annotate-corpus corpus-view download convert explore debug teach train assemble evaluate analyze concepts compare package verify report publish reference corrupt effort
+STEPS := gather prelabel select export-tasks import-annotations adjudicate split audit search annotate-corpus corpus-view download convert explore debug teach train assemble evaluate analyze concepts compare package verify report publish reference corrupt effort bench-corpus
 PORT ?= 8000
 WORKERS ?= 1
 # A process for each core, and some GB of memory for each

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 import torch
-from pyarrow.fs import FileSelector, FileType, LocalFileSystem, copy_files
+from pyarrow.fs import FileSelector, FileType
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 
 from common.errors import StepError
-from common.shards import Columns, File, Piece, Row, file_system, read_rows
+from common.shards import Columns, File, Piece, Row, file_system, reaching, read_rows
 from common.suggestions import load_pipeline
-from common.workers import Tell
+from common.workers import Tell, supervise
 
 BATCH, BATCH_LENGTH = 64, 100_000  # documents that the pipeline reads at once, and their characters
 BUFFER = 10_000_000  # characters of texts whose annotation is in memory
@@ -166,37 +170,45 @@ class Target:
     def names(self, folder: str = "") -> set[str]:
         """The names of the files in it, or in a folder of it."""
         place = f"{self.root}/{folder}".rstrip("/")
-        infos = self.system.get_file_info(FileSelector(place, allow_not_found=True))
+        with reaching(self.system):
+            infos = self.system.get_file_info(FileSelector(place, allow_not_found=True))
         return {info.base_name for info in infos if info.type == FileType.File}
 
     def put(self, source: Path, name: str) -> None:
         """Put a file there, in the place of another one of that name. Nobody ever sees a part of it."""
-        final = f"{self.root}/{name}"
-        folder, _, base = final.rpartition("/")
-        self.system.create_dir(folder, recursive=True)
-        copy = f"{folder}/.{base}.partial-{os.urandom(4).hex()}" if self.renames else final
-        copy_files(str(source), copy, LocalFileSystem(), self.system)
-        if self.renames:
-            self.system.move(copy, final)
+        with source.open("rb") as file:
+            self._put(file, name)
 
     def put_json(self, data: Any, name: str) -> None:
         """Put JSON there, as `put` does."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "data.json"
-            path.write_text(json.dumps(data, ensure_ascii=False), "utf8")
-            self.put(path, name)
+        self._put(io.BytesIO(json.dumps(data, ensure_ascii=False).encode()), name)
+
+    def _put(self, file: BinaryIO, name: str) -> None:
+        final = f"{self.root}/{name}"
+        folder, _, base = final.rpartition("/")
+        with reaching(self.system):
+            if self.renames:  # an object store has no folders
+                self.system.create_dir(folder, recursive=True)
+            copy = f"{folder}/.{base}.partial-{os.urandom(4).hex()}" if self.renames else final
+            stream = self.system.open_output_stream(copy)
+            shutil.copyfileobj(file, stream, 2**20)
+            stream.close()  # which says whether a store has it; pyarrow's copy_files would not tell
+            if self.renames:
+                self.system.move(copy, final)
 
     def read_json(self, name: str) -> Any:
         """Read JSON from there, or nothing if there is no such file."""
-        path = f"{self.root}/{name}"
-        if self.system.get_file_info(path).type != FileType.File:
-            return None
-        with self.system.open_input_file(path) as file:
+        with (
+            reaching(self.system),
+            suppress(FileNotFoundError),
+            self.system.open_input_file(f"{self.root}/{name}") as file,
+        ):
             return json.loads(file.read())
+        return None
 
     def clear(self) -> None:
-        """Remove what killed processes have left half written."""
-        for folder in ("", f"{RECORDS}/"):
+        """Remove what killed processes have left half written; of that an object store shows nothing."""
+        for folder in ("", f"{RECORDS}/") if self.renames else ():
             for name in self.names(folder):
                 if name.startswith(".") and ".partial-" in name:
                     self.system.delete_file(f"{self.root}/{folder}{name}")
@@ -218,6 +230,19 @@ def load(job: Job) -> Language:
     """
     torch.set_num_threads(1)
     return load_pipeline(job.pipeline)
+
+
+def annotate_shards(job: Job, load: Callable[[Job], Language], shards: Sequence[Shard]) -> None:
+    """Annotate those shards that are not done, in a process that this one supervises: the task of a cluster.
+
+    job (Job): The job.
+    load (Callable[[Job], Language]): The function `load`.
+    shards (Sequence[Shard]): The shards.
+    """
+    done = Target(job.target).names(RECORDS)
+    left = [shard for shard in shards if name_of(shard.number, "json") not in done]
+    for _ in supervise(left, partial(load, job), partial(annotate_shard, job), 1):
+        pass
 
 
 def annotate_shard(job: Job, nlp: Language, shard: Shard, skipped: Mapping[int, str], tell: Tell) -> dict[str, Any]:

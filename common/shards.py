@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -46,8 +47,14 @@ class File(NamedTuple):
     modified: int
 
     def open(self) -> Any:
-        """Open it for reading at any place."""
-        return file_system(self.place)[0].open_input_file(self.path)
+        """Open it for reading at any place.
+
+        RAISES (StoreError): Now or while it is read, if it is elsewhere and cannot be reached.
+        """
+        system, _ = file_system(self.place)
+        with reaching(system):
+            stream = system.open_input_file(self.path)
+        return stream if isinstance(system, LocalFileSystem) else _Remote(system, stream)
 
     @property
     def kind(self) -> str:
@@ -105,6 +112,58 @@ class Row(NamedTuple):
 
 
 # Places
+
+
+class StoreError(StepError):
+    """A file system elsewhere does not answer, or refuses: no text is to blame, and none is given up."""
+
+
+@contextmanager
+def reaching(system: FileSystem) -> Iterator[None]:
+    """Raise a StoreError instead of an OSError of a file system elsewhere, unless a file is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if isinstance(system, LocalFileSystem):
+            raise
+        raise StoreError(
+            f"The file system {system.type_name} fails: {_first_line(error)}",
+            "Look at the URL, the credentials and the network, and run the same again: what is done is kept.",
+        ) from error
+
+
+class _Remote(io.RawIOBase):
+    """A file elsewhere. What pyarrow raises for the network is what it raises for damaged parquet: here they differ."""
+
+    def __init__(self, system: FileSystem, stream: Any) -> None:
+        self.system = system
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position: int = self.stream.seek(offset, whence)
+        return position
+
+    def tell(self) -> int:
+        position: int = self.stream.tell()
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        with reaching(self.system):
+            length: int = self.stream.readinto(buffer)
+        return length
+
+    def readall(self) -> bytes:
+        with reaching(self.system):
+            data: bytes = self.stream.read()
+        return data
 
 
 @cache
@@ -173,14 +232,15 @@ def find_files(names: str) -> tuple[list[File], list[str]]:
 
 def _list(system: FileSystem, path: str) -> list[Any]:
     """The files at a path, in a folder or of a pattern."""
-    matches = ArrowFSWrapper(system).glob(path) if "*" in path else [path]
     infos = []
-    for info in system.get_file_info(matches) if matches else ():
-        if info.type == FileType.File:
-            infos.append(info)
-        elif info.type == FileType.Directory:
-            inside = system.get_file_info(FileSelector(info.path, recursive=True))
-            infos += [one for one in inside if one.type == FileType.File]
+    with reaching(system):
+        matches = ArrowFSWrapper(system).glob(path) if "*" in path else [path]
+        for info in system.get_file_info(matches) if matches else ():
+            if info.type == FileType.File:
+                infos.append(info)
+            elif info.type == FileType.Directory:
+                inside = system.get_file_info(FileSelector(info.path, recursive=True))
+                infos += [one for one in inside if one.type == FileType.File]
     return infos
 
 
@@ -209,6 +269,7 @@ def survey(files: Iterable[File], columns: Columns, size: int) -> Survey:
     size (int): The most rows of a piece.
     RETURNS (Survey): The pieces.
     RAISES (StepError): If a table has no column of the text's name, with those that it has.
+    RAISES (StoreError): If a file is elsewhere and cannot be reached.
     """
     found = Survey([], {}, [])
     for number, file in enumerate(files):
@@ -320,6 +381,7 @@ def read_rows(files: Sequence[File], piece: Piece, columns: Columns) -> Iterator
     piece (Piece): The piece.
     columns (Columns): The columns of tables.
     YIELDS (Row): The documents. An empty line is none.
+    RAISES (StoreError): If the file is elsewhere and cannot be reached.
     """
     file = files[piece.file]
     next_row = piece.start
@@ -329,6 +391,8 @@ def read_rows(files: Sequence[File], piece: Piece, columns: Columns) -> Iterator
                 if raw is not None:
                     yield _row_of(file, number, raw, columns)
                 next_row = number + 1
+    except StoreError:
+        raise
     except (OSError, pyarrow.ArrowException, UnreadableError, StepError) as error:
         row = _row_of(file, next_row, f"cannot be read: {_first_line(error)}", columns)
         end = piece.start + piece.rows

@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow
 
 from common.errors import StepError
-from common.parts import RECORDS, Job, Shard, Target, annotate_shard, load, name_of
+from common.parts import Job, Shard, annotate_shards, load
 from common.shards import Piece
-from common.workers import supervise
 
 RETRIES = 4  # of a task whose worker dies; without a number, Spark on one machine does not retry
 
@@ -60,8 +59,5 @@ def _work(
     """What a task does with its shards."""
     rows = [row for batch in batches for row in batch.to_pylist()]
     shards = [Shard(row["number"], [Piece(*piece) for piece in row["pieces"]]) for row in rows]
-    done = Target(job.target).names(RECORDS)
-    left = [shard for shard in shards if name_of(shard.number, "json") not in done]
-    for _ in supervise(left, partial(load, job), partial(annotate_shard, job), 1):
-        pass
+    annotate_shards(job, load, shards)
     yield pyarrow.RecordBatch.from_pydict({"number": pyarrow.array([row["number"] for row in rows], pyarrow.int32())})

@@ -22,6 +22,7 @@ from wasabi import msg
 from bert_ner.inference import DTYPE_VARIABLE
 from common.errors import StepError, main
 from common.parts import KEPT, MANIFEST, RECORDS, Job, Shard, Target, annotate_shard, create_schema, load, name_of
+from common.ray import annotate_on_ray
 from common.records import locked, read_json, record_inputs
 from common.shards import KINDS, Columns, File, Piece, find_files, pack, survey
 from common.spark import annotate_on_spark
@@ -39,10 +40,14 @@ class Format(StrEnum):
 
 
 class Engine(StrEnum):
-    """What starts the processes: this command, on this machine, or Spark, wherever it runs."""
+    """What starts the processes: this command, on this machine, or Spark or Ray, wherever it runs."""
 
     LOCAL = "local"
     SPARK = "spark"
+    RAY = "ray"
+
+
+CLUSTERS = {Engine.SPARK: annotate_on_spark, Engine.RAY: annotate_on_ray}
 
 
 def annotate_corpus(
@@ -77,8 +82,8 @@ def annotate_corpus(
         left = [shard for shard in plan.shards if name_of(shard.number, "json") not in finished]
         if left:
             os.environ["OMP_NUM_THREADS"] = "1"  # see `load`
-            if engine == Engine.SPARK:
-                annotate_on_spark(job, left, processes or count_cores())  # which shows how far it is itself
+            if engine in CLUSTERS:
+                CLUSTERS[engine](job, left, processes or count_cores())  # which shows how far it is itself
             else:
                 annotate(job, left, sum(shard.rows for shard in plan.shards), processes or count_cores())
         manifest = write_manifest(place, plan)

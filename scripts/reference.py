@@ -28,7 +28,7 @@ OPTIONAL = (
     "continuing.json",
 )
 # What depends on the processor, which is published in a folder for each kind of processor
-TIMED = ("speed.json", "service.json", "training.json", "training-full.json")
+TIMED = ("speed.json", "service.json", "training.json", "training-full.json", "corpora.json")
 QUOTE = 5  # words in a row that also stand in the corpus: they are a quote, not a coincidence
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from spacy.tokens import DocBin
 
 from common import shards
 from common.errors import StepError
-from common.shards import Columns, File, Piece, Row, file_system, find_files, pack, read_rows, survey
+from common.shards import Columns, File, Piece, Row, StoreError, file_system, find_files, pack, read_rows, survey
+from tests.store import Store, refuse
 
 PLAIN = Columns()
 TEXTS = ["Mira left Turku.", "Oslo sleeps,\nand so does Peru.", "Kenya beat Malta."]
@@ -223,3 +225,60 @@ def test_a_file_that_vanishes_later_costs_its_pieces(tmp_path: Path) -> None:
 
 def test_a_url_and_a_path_lead_to_the_same_place(tmp_path: Path) -> None:
     assert file_system(str(tmp_path))[1] == file_system(f"{tmp_path.as_uri()}/")[1]
+
+
+# Elsewhere
+
+
+@pytest.fixture
+def shelved(tmp_path: Path) -> Iterator[tuple[Store, Path]]:
+    """A store, and a folder with the same files."""
+    folder = tmp_path / "texts"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a/1.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf8")
+    (folder / "a/2.csv").write_text("text\nTurku\nOslo\nPeru\n", "utf8")
+    (folder / "a/ö é.txt").write_text("Kenya", "utf8")
+    (folder / "notes.odt").touch()
+    write_table(folder / "b.parquet", text=TEXTS)
+    with Store() as store:
+        for path in folder.rglob("*.*"):
+            store.objects[f"texts/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+        yield store, folder
+
+
+def test_an_object_store_is_read_as_a_folder_is(shelved: tuple[Store, Path]) -> None:
+    store, folder = shelved
+    files, others = find_files(store.url("texts"))
+    assert [file.name for file in files] == ["a/1.jsonl", "a/2.csv", "a/ö é.txt", "b.parquet"]
+    assert others == ["notes.odt"] and all(file.size and file.modified for file in files)
+    assert read(files) == read(find_files(str(folder))[0])
+    assert [file.name for file in find_files(store.url("texts/*/*.csv"))[0]] == ["a/2.csv"]
+    assert [file.name for file in find_files(store.url("texts/b.parquet"))[0]] == ["b.parquet"]
+    with pytest.raises(StepError, match=r"There is no s3://shelf/none\.$"):
+        find_files(store.url("none"))
+
+
+def test_a_store_that_refuses_is_not_taken_for_damage(shelved: tuple[Store, Path]) -> None:
+    """No document is given up for it, and nobody reads the password."""
+    store, _ = shelved
+    with pytest.raises(StoreError, match="The file system s3 fails") as error:
+        find_files(store.url("texts", user="wrong"))
+    assert "secret" not in error.value.problem
+    files, _ = find_files(store.url("texts"))
+    pieces = survey(files, PLAIN, 9).pieces
+    for refused in ("HEAD", "GET"):
+        store.before = partial(
+            lambda refused, method, path: refuse(403, "AccessDenied") if method == refused else None, refused
+        )
+        for piece in pieces:
+            with pytest.raises(StoreError):
+                list(read_rows(files, piece, PLAIN))
+        with pytest.raises(StoreError):
+            survey(files[:1], PLAIN, 9)
+    store.before = lambda method, path: None
+    store.objects["texts/b.parquet"] = b"Turku"
+    del store.objects["texts/a/1.jsonl"]
+    found = survey(files, PLAIN, 9)
+    assert [name for name, _ in found.damaged] == ["a/1.jsonl", "b.parquet"]
+    (row,) = read_rows(files, pieces[0], PLAIN)
+    assert row.problem.startswith("cannot be read")

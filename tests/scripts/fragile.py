@@ -12,7 +12,7 @@ from unittest.mock import patch
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from common import parts, spark
+from common import parts, ray, spark
 from common.parts import Job
 from scripts import annotate_corpus as step
 
@@ -44,7 +44,11 @@ def load_fragile(job: Job) -> Language:
 
 def drive(texts: str, target: str, pipeline: str, processes: int, engine: str = "local") -> None:
     """Annotate a corpus with the fragile pipeline."""
-    with patch.object(step, "load", load_fragile), patch.object(spark, "load", load_fragile):
+    with (
+        patch.object(step, "load", load_fragile),
+        patch.object(spark, "load", load_fragile),
+        patch.object(ray, "load", load_fragile),
+    ):
         step.annotate_corpus(
             texts, target, pipeline, keep="text", size=2, processes=processes, engine=step.Engine(engine)
         )

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,13 @@ from spacy.tokens import DocBin
 from common.errors import StepError
 from common.parts import LAYERS, MANIFEST, RECORDS, Target
 from common.records import read_json, sha256
+from common.shards import StoreError
 from common.workers import Tell
 from scripts import annotate_corpus as step
 from scripts.annotate_corpus import Format, annotate_corpus
 from tests.conftest import ROOT, TEXT, guard, words
 from tests.scripts.fragile import DEADLY, DEADLY_ONCE, ORPHANING, WAITING, drive
+from tests.store import Reply, Store, refuse
 
 
 class Silent(Tell):
@@ -227,14 +232,49 @@ def test_a_url_is_a_target_too(texts: Path, pipeline: str, alone: list[Any], tmp
     assert read(tmp_path / "a") == read(tmp_path / "b")
 
 
-def test_where_nothing_can_be_renamed_a_file_gets_its_name_at_once(tmp_path: Path) -> None:
-    """As on an object store, where a file appears when it is whole."""
-    target = Target(str(tmp_path / "out"))
-    target.renames = False
-    (tmp_path / "a").write_text("Turku")
-    target.put(tmp_path / "a", "b/c")
-    assert (tmp_path / "out/b/c").read_text() == "Turku" and target.names("b") == {"c"}
-    assert target.names("none") == set() and target.read_json("none") is None
+def test_an_object_store_gets_each_part_before_its_record_and_the_manifest_last(
+    texts: Path, pipeline: str, alone: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store() as store:
+        for path in texts.iterdir():
+            store.objects[f"texts/{path.name}"] = path.read_bytes()
+        before = len(store.objects)
+        for place, target in ((str(texts), str(tmp_path / "out")), (store.url("texts"), store.url("out"))):
+            annotate_corpus(place, target, pipeline, keep="text", size=2)
+        parts = [path.name for path in sorted((tmp_path / "out").glob("part-*"))]
+        records = [f"{RECORDS}/{name.replace('parquet', 'json')}" for name in parts]
+        written = [key.removeprefix("out/") for key in store.written]
+        assert written == [step.PLAN, *chain(*zip(parts, records, strict=True)), MANIFEST]
+        assert len(store.objects) == before + len(written) and {method for method, _ in store.requests} == {
+            *("HEAD", "GET", "PUT", "POST")
+        }, "nothing is renamed or removed"
+        for name in parts:
+            assert store.objects[f"out/{name}"] == (tmp_path / "out" / name).read_bytes()
+        manifest = json.loads(store.objects[f"out/{MANIFEST}"])
+        assert manifest["counts"] == read_json(tmp_path / "out" / MANIFEST)["counts"]
+        # As a killed command leaves it: without a manifest, and one part without its record
+        del store.objects[f"out/{MANIFEST}"], store.objects[f"out/{records[1]}"]
+        store.requests.clear()
+        annotate_corpus(store.url("texts"), store.url("out"), pipeline, keep="text", size=2)
+        assert store.written == [f"out/{parts[1]}", f"out/{records[1]}", f"out/{MANIFEST}"]
+        assert json.loads(store.objects[f"out/{MANIFEST}"]) == manifest
+        assert "secret" not in capsys.readouterr().out + json.dumps(manifest)
+
+
+def test_an_upload_that_fails_is_not_taken_for_a_part(texts: Path, pipeline: str, alone: list[Any]) -> None:
+    with Store() as store:
+        store.before = lambda method, path: (
+            refuse(403, "AccessDenied") if method == "POST" and "part-000001.parquet?uploadId" in path else None
+        )
+        with pytest.raises(StoreError, match="The file system s3 fails"):
+            annotate_corpus(str(texts), store.url("out"), pipeline, size=2)
+        target = Target(store.url("out"))
+        assert target.names() == {"part-000000.parquet"} and "part-000001.json" not in target.names(RECORDS)
+        assert target.names("none") == set() and target.read_json("none") is None
+        store.before = lambda method, path: None
+        annotate_corpus(str(texts), store.url("out"), pipeline, size=2)
+        assert len([key for key in store.objects if key.endswith(".parquet")]) == 4
+        assert sum(part["documents"] for part in target.read_json(MANIFEST)["parts"]) == 5
 
 
 def test_memory_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,6 +321,46 @@ def test_killed_processes_and_commands_lose_and_double_nothing(pipeline: str, tm
 
 
 @pytest.mark.slow
+def test_a_command_that_is_killed_while_it_uploads_loses_and_doubles_nothing(pipeline: str, tmp_path: Path) -> None:
+    found = ["Turku .", "Mira Solberg left .", "Oslo", "Turku", "Norrvik Steel", "Peru"]
+    uploading, killed = threading.Event(), threading.Event()
+
+    def wait(method: str, path: str) -> Reply | None:
+        if method == "POST" and "part-000001.parquet?uploadId" in path and not killed.is_set():
+            uploading.set()
+            killed.wait()
+            return refuse(403, "AccessDenied")  # which nobody hears any more
+        return None
+
+    context = multiprocessing.get_context("spawn")
+    with Store() as store:
+        store.objects["texts/a.jsonl"] = "\n".join(json.dumps({"text": text}) for text in found).encode()
+        store.before = wait
+        arguments = (store.url("texts"), store.url("out"), pipeline, 1)
+        driver = context.Process(target=drive, args=arguments)
+        driver.start()
+        assert uploading.wait(guard(60))
+        processes = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+        for process in processes:
+            process.kill()
+        driver.join()
+        assert not psutil.wait_procs(processes[1:], guard(20))[1]
+        killed.set()
+        assert f"out/{MANIFEST}" not in store.objects and "out/part-000001.parquet" not in store.objects
+        first = store.requests.copy()
+        driver = context.Process(target=drive, args=arguments)
+        driver.start()
+        driver.join(guard(60))
+        assert driver.exitcode == 0
+        again = store.requests[len(first) :]
+        assert not [path for method, path in again if method == "POST" and "part-000000" in path], "what is done stays"
+        parts = sorted(key for key in store.objects if key.endswith(".parquet"))
+        rows = [row for key in parts for row in pyarrow.parquet.read_table(io.BytesIO(store.objects[key])).to_pylist()]
+        assert [row["text"] for row in rows] == found
+        assert [row["id"] for row in rows] == [f"a.jsonl#{number}" for number in range(1, 7)]
+
+
+@pytest.mark.slow
 def test_parts_have_the_same_bytes_however_many_processes_make_them(
     tiny_corpus: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,12 +387,13 @@ def test_parts_have_the_same_bytes_however_many_processes_make_them(
 
 
 @pytest.mark.slow
-def test_spark_makes_the_same_parts_though_a_worker_is_killed(
-    pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cluster", "package"), [("spark", "pyspark"), ("ray", "ray")])
+def test_a_cluster_makes_the_same_parts_though_a_worker_is_killed(
+    cluster: str, package: str, pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On this machine, with two tasks. A text once kills the process that reads it, another one Spark's worker."""
-    pytest.importorskip("pyspark")
-    if not shutil.which("java"):
+    """On this machine, with two tasks. A text once kills the process that reads it, another one the engine's worker."""
+    pytest.importorskip(package)
+    if cluster == "spark" and not shutil.which("java"):
         pytest.skip("Spark needs Java")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     folder = tmp_path / "texts"
@@ -320,7 +401,7 @@ def test_spark_makes_the_same_parts_though_a_worker_is_killed(
     found = ["Turku .", "Mira Solberg left .", "Oslo", DEADLY_ONCE, "Turku", ORPHANING, "Norrvik Steel", "Peru"]
     (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in found))
     context = multiprocessing.get_context("spawn")
-    for engine in ("spark", "local"):
+    for engine in (cluster, "local"):
         target = tmp_path / engine
         driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, 2, engine))
         driver.start()
@@ -328,6 +409,6 @@ def test_spark_makes_the_same_parts_though_a_worker_is_killed(
         assert driver.exitcode == 0
         assert [row["text"] for row in read(target)] == found
     assert len(list(folder.glob(".*"))) == 2, "both have killed"
-    assert read_json(tmp_path / "spark" / MANIFEST) == read_json(tmp_path / "local" / MANIFEST)
-    for path in (tmp_path / "spark").glob("part-*"):
+    assert read_json(tmp_path / cluster / MANIFEST) == read_json(tmp_path / "local" / MANIFEST)
+    for path in (tmp_path / cluster).glob("part-*"):
         assert sha256(path) == sha256(tmp_path / "local" / path.name)
