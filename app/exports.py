@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
 
 from app.annotate import Analysis
+from common.tables import write_csv
 
 
 def export_analyses(analyses: Sequence[Analysis], kind: str) -> str:
@@ -30,17 +30,13 @@ def export_analyses(analyses: Sequence[Analysis], kind: str) -> str:
 
 def _write_csv(analyses: Sequence[Analysis]) -> str:
     out = io.StringIO()
-    rows = csv.writer(out)
-    rows.writerow(["document", "start", "end", "text", "label", "score"])
-    for number, analysis in enumerate(analyses, 1):
-        for ent in analysis.entities:
-            rows.writerow([number, ent.start, ent.end, _disarm(ent.text), _disarm(ent.label), ent.score])
+    rows = (
+        (number, ent.start, ent.end, ent.text, ent.label, ent.score)
+        for number, analysis in enumerate(analyses, 1)
+        for ent in analysis.entities
+    )
+    write_csv(out, ["document", "start", "end", "text", "label", "score"], rows)
     return out.getvalue()
-
-
-def _disarm(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula (https://owasp.org/www-community/attacks/CSV_Injection)."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
 
 
 def _write_conll(analyses: Sequence[Analysis]) -> str:

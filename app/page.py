@@ -16,6 +16,7 @@ import streamlit as st
 
 from app.annotate import Analysis, Annotator, EntityOut, find_pipelines, load_pipeline, split_text
 from app.annotating import SHOWN_LENGTH, escape_markdown, show_annotation
+from app.corpus import show_corpus
 from app.exports import export_analyses
 from app.files import check_size, read_upload
 from app.masked import MASK, load_masked, predict_masked
@@ -38,7 +39,7 @@ EXAMPLES = {
         "Steel for ten years. Lahti Marine had not built a large ship since 2027."
     ),
 }
-TABS = ("Entities", "Concepts", "Tokens", "Masked word", "Data and results", "Ask", "Annotate")
+TABS = ("Entities", "Concepts", "Tokens", "Masked word", "Data and results", "Ask", "Corpus", "Annotate")
 MIME_TYPES = {"JSON": "application/json", "JSONL": "application/jsonl", "CSV": "text/csv", "CoNLL": "text/plain"}
 
 
@@ -91,11 +92,12 @@ def main() -> None:
     pipelines = find_pipelines(Path.cwd())
     chosen, uploads = choose_inputs(pipelines) if pipelines else ([], [])
     inputs = st.container()
-    entities, concepts, tokens, masked, results, asked, annotation = st.tabs(TABS, key="tab", bind="query-params")
-    if annotation.open:  # nobody who annotates waits for a pipeline to be loaded
-        with annotation:
-            show_annotation()
-        return
+    entities, concepts, tokens, masked, results, asked, *others = st.tabs(TABS, key="tab", bind="query-params")
+    for tab, show in zip(others, (show_corpus, show_annotation), strict=True):
+        if tab.open:  # nobody there waits for a pipeline to be loaded
+            with tab:
+                show()
+            return
     with inputs:
         if not pipelines:
             st.error("There is no pipeline yet. Train one: `make quickstart`")

@@ -4,35 +4,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from common.errors import StepError
-from common.parts import MANIFEST, create_schema
-from common.records import write_json
 from scripts.corpus_view import NAMES, OVER_TIME, SPELLINGS, TOGETHER, corpus_view
+from tests.annotated import write_parts
 from tests.conftest import words
-
-DOCUMENTS = [
-    ("2031-02-07", ["Mira Solberg PER", "Turku LOC", "Mira Solberg PER"]),
-    ("2031-02-28", ["Mira Solburg PER", "Norrvik Steel ORG"]),
-    ("2031-03-01T10:00", ["TURKU LOC"]),
-    ("some day", ["Turku LOC", "=Turku ORG"]),
-    (None, []),
-]
-
-
-def write_parts(folder: Path, kind: str = "parquet") -> Path:
-    folder.mkdir()
-    schema = create_schema([], {"date": pyarrow.string()})
-    for number, (date, names) in enumerate(DOCUMENTS):
-        entities = [dict(zip(("text", "label"), name.rsplit(" ", 1), strict=True)) for name in names]
-        table = pyarrow.Table.from_pylist([{"id": "x", "date": date, "entities": entities}], schema)
-        pyarrow.parquet.write_table(table, folder / f"part-{number}.parquet")
-    parts = [{"part": f"part-{number}.parquet", "documents": 1} for number in range(len(DOCUMENTS))]
-    write_json(folder / MANIFEST, {"inputs": {"format": kind}, "parts": parts})
-    return folder
 
 
 def read(path: Path) -> list[list[str]]:
@@ -85,7 +62,7 @@ def test_labels_and_the_number_of_names_can_be_chosen_and_tables_are_replaced(tm
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"date_column": "day"}, "has no column 'day'. It has: id, date, entities"),
+        ({"date_column": "day"}, "has no column 'day'. It has: id, source, date, entities"),
         ({"labels": "MISC"}, "There is no name in it"),
         ({"target": "none"}, "it is not done"),
     ],
