@@ -82,7 +82,7 @@ def synthetic(
     path = metrics / "synthetic.json"
     endpoint = find_chat()
     data = record_inputs(encoder=encoder, **{split: corpus / f"{split}.spacy" for split in SPLITS})
-    data |= {"code": code_digest(Path(synthesis.__file__)), **identify_recipe(config)}
+    data |= {"synthesis": code_digest(Path(synthesis.__file__)), "recipe": digest(identify_recipe(config))}
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
 
         @functools.cache
@@ -116,7 +116,7 @@ def synthetic(
         }
 
         def write() -> dict[str, Any]:
-            made_from = record_inputs(config=config, code=Path(__file__), pipeline=PIPELINE) | data
+            made_from = data | record_inputs(config=config, code=Path(__file__), pipeline=PIPELINE)
             record = {"machine": machine(), "inputs": made_from, "runs": runs, "summary": summarize(current.values())}
             write_json(path, record)
             return record

@@ -14,7 +14,7 @@ from common.chat import Chat
 from common.corpora import read_docs
 from common.errors import StepError
 from common.formatting import tabulate_synthetic
-from common.records import read_json
+from common.records import read_json, record_inputs
 from common.synthesis import Method
 from common.training import prepare
 from tests.common.test_synthesis import SETTINGS, TRAIN, create_docs, write_splits, write_story
@@ -122,6 +122,7 @@ def test_what_was_measured_is_not_measured_again(
         return read_json(tmp_path / "metrics/synthetic.json")
 
     first = run(only=f"{NONE},{OVERSAMPLED}")
+    assert first["inputs"]["code"] == record_inputs(code=ROOT / "benchmarks/synthetic.py")["code"], "else never fresh"
     assert len(first["runs"]) == 2 and [point["contender"] for point in first["summary"]] == [NONE, OVERSAMPLED]
     second = run(only=f"{NONE},around-names")
     assert len(second["runs"]) == 3 and second["runs"].items() > first["runs"].items()
