@@ -34,6 +34,7 @@ from common.formatting import describe_whole, tabulate_continuing
 from common.models import TAUGHT, train_aside
 from common.records import SPLITS, read_json, record_inputs, write_json, writes
 from common.scoring import create_examples, predict
+from common.settings import choose_rate
 from common.statistics import f_score
 from common.training import prepare
 
@@ -86,7 +87,8 @@ def continuing(
 
         def train(place: Path, **more: Any) -> Path:
             settings = options | more
-            provenance, _ = prepare(config, place, encoder, **settings)
+            rate = choose_rate(settings.get("learn_rate", "auto"), settings.get("start"))  # as train does
+            provenance, _ = prepare(config, place, encoder, **settings | {"learn_rate": rate})
             return train_aside(provenance, config, folder, place, encoder, gpu_id=gpu_id, **settings)
 
         @functools.cache

@@ -27,7 +27,7 @@ from common.gpu import use_gpu
 from common.models import BEST, DIVERGED, LAST, find_trained
 from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
 from common.scoring import record_tags
-from common.settings import split_overrides
+from common.settings import choose_rate, split_overrides
 from common.statistics import number_tags, score_tags
 from common.training import calibrate, enlarge, prepare, without_pooler_warning
 
@@ -58,9 +58,8 @@ def train(
             f"The components come from the pipeline to go on from, so that nothing can set {', '.join(fixed)}.",
             "Leave that out of overrides.",
         )
-    inputs, settings = prepare(
-        config, corpus, encoder, epochs, learn_rate, batch_words, seed, train_on, start, overrides
-    )
+    rate = choose_rate(learn_rate, start)
+    inputs, settings = prepare(config, corpus, encoder, epochs, rate, batch_words, seed, train_on, start, overrides)
     place = folder / (f"{BEST}-{digest(inputs)}" if aside else BEST)
     made(folder, place.name, f"unfinished-{digest(inputs)}")
     if not restore_trained(folder, inputs, place):
