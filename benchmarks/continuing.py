@@ -29,12 +29,11 @@ from benchmarks.harness import PIPELINE, machine
 from bert_ner.corpus import recase
 from common.corpora import read_docs
 from common.errors import StepError, main
-from common.forgetting import ALL, compare_labels, count_entities
+from common.forgetting import ALL, choose_rate, compare_labels, count_entities
 from common.formatting import describe_whole, tabulate_continuing
 from common.models import TAUGHT, train_aside
 from common.records import SPLITS, read_json, record_inputs, write_json, writes
 from common.scoring import create_examples, predict
-from common.settings import choose_rate
 from common.statistics import f_score
 from common.training import prepare
 

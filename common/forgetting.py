@@ -1,8 +1,10 @@
-"""What a pipeline that went on from another one has lost or won, label by label."""
+"""How a pipeline goes on from another one, and what it has lost or won then, label by label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,20 @@ from spacy.training import Example
 from common.statistics import bootstrap, f_score, interval
 
 ALL = "overall"
+RESUMED = 0.3  # a new label is learnt as well as at the full rate, and less is forgotten: docs/experiments.md
+
+
+def choose_rate(learn_rate: str, start: Path | None) -> str:
+    """Choose the learning rate of a training, which is lower where it goes on from a trained pipeline.
+
+    learn_rate (str): A number, "auto", or a multiple of that: "auto*2".
+    start (Path | None): The pipeline to go on from, if there is one.
+    RETURNS (str): The same; with a pipeline to go on from, RESUMED times what follows from "auto".
+    """
+    if start and learn_rate.startswith("auto"):
+        with suppress(ValueError):  # of which who reads the rate tells
+            return f"auto*{RESUMED * float(learn_rate.removeprefix('auto').removeprefix('*') or 1):g}"
+    return learn_rate
 
 
 def count_entities(examples: Iterable[Example], labels: Sequence[str]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from thinc.api import Config
 
 from common.errors import StepError
 
-RESUMED = 0.3  # a new label is learnt as well as at the full rate, and less is forgotten: docs/experiments.md
 TIED = {  # numbers of the config that hang together: they follow from options of train
     "system.seed",
     "training.seed",
@@ -49,20 +47,6 @@ def read_number(name: str, value: str, auto: float) -> float:
 def _factor(value: str) -> float:
     """By what to multiply a derived value: 2 for "auto*2", 1 for "auto"."""
     return 1.0 if value == "auto" else float(value.removeprefix("auto*"))
-
-
-def choose_rate(learn_rate: str, start: Path | None) -> str:
-    """Choose the learning rate of a training, which is lower where it goes on from a trained pipeline.
-
-    learn_rate (str): A number, "auto", or a multiple of that.
-    start (Path | None): The pipeline to go on from, if there is one.
-    RETURNS (str): The same; with a pipeline to go on from, RESUMED times what follows from "auto".
-    """
-    if not start or not learn_rate.startswith("auto"):
-        return learn_rate
-    with suppress(ValueError):  # of which read_number tells
-        return f"auto*{RESUMED * _factor(learn_rate):g}"
-    return learn_rate
 
 
 def find_settings(config: Path, derived: dict[str, Any]) -> dict[str, bool | int | float]:

@@ -23,11 +23,12 @@ from thinc.api import Config
 from wasabi import msg
 
 from common.errors import StepError, main
+from common.forgetting import choose_rate
 from common.gpu import use_gpu
 from common.models import BEST, DIVERGED, LAST, find_trained
 from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
 from common.scoring import record_tags
-from common.settings import choose_rate, split_overrides
+from common.settings import split_overrides
 from common.statistics import number_tags, score_tags
 from common.training import calibrate, enlarge, prepare, without_pooler_warning
 

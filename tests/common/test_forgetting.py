@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import spacy
 from hypothesis import given
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from common.forgetting import ALL, compare_labels, count_entities, find_lost
+from common.errors import StepError
+from common.forgetting import ALL, choose_rate, compare_labels, count_entities, find_lost
+from common.settings import read_number
 
 nlp = spacy.blank("en")
 
@@ -49,3 +54,13 @@ def test_a_pipeline_loses_nothing_against_itself(rows: list[tuple[int, int, int]
     counts = np.array([[[min(row), *row[1:]] for row in rows]])
     row = compare_labels(counts, counts, ["LOC"])["LOC"]
     assert row["change"] == 0 and row["interval"] == [0, 0] and row["before"] == row["after"]
+
+
+def test_a_training_that_goes_on_is_gentler() -> None:
+    start = Path("start")
+    assert choose_rate("auto", None) == "auto" and choose_rate("auto*2", None) == "auto*2"
+    assert read_number("learn_rate", choose_rate("auto", start), 1e-4) == pytest.approx(3e-5)
+    assert read_number("learn_rate", choose_rate("auto*2", start), 1e-4) == pytest.approx(6e-5)
+    assert choose_rate("5e-5", start) == "5e-5", "a number is meant as it is"
+    with pytest.raises(StepError, match="'automatic'"):
+        read_number("learn_rate", choose_rate("automatic", start), 1e-4)
