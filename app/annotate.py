@@ -157,6 +157,7 @@ _READ_BY: dict[str, set[str]] = {
     "bert_ner_chunker_v1": {"token.is_sent_start"},
     "bert_ner_concepts_v2": {"token.is_sent_start", "token.tag", "doc.ents"},
     "doc_cleaner": set(),
+    "bert_ner_cleaner_v1": set(),
 }
 
 

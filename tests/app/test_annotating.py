@@ -237,6 +237,7 @@ def test_words_are_marked_with_the_keyboard_and_positions_are_those_of_python(
     page.close()
 
 
+@pytest.mark.slow
 def test_the_keyboard_goes_by_words_lines_and_marks(browser: Browser, runs: Path, address: str) -> None:
     suggestion = {"other": [Span(start=0, end=1, label="LOC"), Span(start=0, end=1, label="PER")]}
     store = make_store(runs / "moves", {"lines": "one two three\nfour five six", "other": "Rain"}, suggestion)

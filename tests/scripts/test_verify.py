@@ -169,6 +169,7 @@ def verify_present(project: Project, metrics: Path) -> None:
     verify((project.folder / WHEEL).parent, project.folder / MODEL, test, metrics, Environment.present)
 
 
+@pytest.mark.slow
 def test_a_wheel_that_gives_other_scores_is_refused(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder / "metrics/tiny", tmp_path / "metrics")
     test = read_json(tmp_path / "metrics/test.json")
@@ -177,6 +178,7 @@ def test_a_wheel_that_gives_other_scores_is_refused(project: Project, tmp_path: 
         verify_present(project, tmp_path / "metrics")
 
 
+@pytest.mark.slow
 def test_a_wheel_that_gives_other_entities_is_refused(project: Project, tmp_path: Path) -> None:
     """Even if the scores are the same: here one document of those that evaluate kept has lost its entities."""
     shutil.copytree(project.folder / "metrics/tiny", tmp_path / "metrics")
