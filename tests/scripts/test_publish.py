@@ -382,7 +382,7 @@ def test_a_corpus_is_pushed_as_a_data_set_that_can_be_loaded(
     import datasets
 
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # the tests are offline, and it looked when it was imported
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # as it was found when imported
     folder = go(run, what="dataset", license="CC-BY-4.0", visibility=Visibility.public)
     assert hub.files(DATASET) == files(folder)
     assert metadata(folder)["license"] == "cc-by-4.0" and "| validation | 2 | 3 | 12 | 6 |" in (
