@@ -249,6 +249,7 @@ def test_the_keyboard_goes_by_words_lines_and_marks(browser: Browser, runs: Path
     page.close()
 
 
+@pytest.mark.slow
 def test_words_are_marked_changed_and_removed_with_the_mouse(browser: Browser, runs: Path, address: str) -> None:
     store = make_store(
         runs / "mouse", {"ship": SHIP}, {"ship": [span_of(SHIP, "Turku", "LOC"), span_of(SHIP, "met", "PER")]}

@@ -191,6 +191,7 @@ def test_the_figure_has_all_contenders_on_both_splits(tmp_path: Path) -> None:
 # Trainings
 
 
+@pytest.mark.slow
 def test_results_are_found_again_by_their_inputs(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

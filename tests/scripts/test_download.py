@@ -937,6 +937,7 @@ def test_removing_a_run_leaves_the_store(tmp_path: Path, tiny_encoder: Path, mon
     assert sha256(stored / "encoder" / "model.safetensors") == sha256(tiny_encoder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_downloads_at_once_wait_for_each_other(tmp_path: Path, tiny_encoder: Path) -> None:
     """Of two in one folder, and of two with one encoder, none fails, and each finds what it wants."""
     options = {"source": "sample", "encoder": str(tiny_encoder)}
