@@ -346,16 +346,21 @@ def test_seeds_that_another_process_trains_come_last(
     assert confirmed["default"] == [pytest.approx(0.6)] * 2 and len({*confirmed["best"]}) == 1
 
 
+def create_command(tmp_path: Path, folder: Path, corpus: Path, encoder: Path, metrics: Path) -> list[str]:
+    """The command line of a search with real trainings, for which all is put in place."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "space.yml").write_text(SPACE)
+    paths = (CONFIG, tmp_path / "space.yml", folder, corpus, encoder, metrics, tmp_path / "runs")
+    return [sys.executable, "-m", "scripts.search", *map(str, paths), "--confirm", "0", "--epochs", "8"]
+
+
 @pytest.mark.slow
 def test_two_processes_work_on_one_study_and_one_is_killed(
     tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
 ) -> None:
     """With real trainings. The one that is left does again what the other had begun, from its beginning."""
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "space.yml").write_text(SPACE)
     folder, metrics = tmp_path / "training/tiny", tmp_path / "metrics/tiny"
-    paths = (CONFIG, tmp_path / "space.yml", folder, tiny_corpus, tiny_encoder, metrics, tmp_path / "runs")
-    command = [sys.executable, "-m", "scripts.search", *map(str, paths), "--confirm", "0", "--epochs", "8"]
+    command = create_command(tmp_path, folder, tiny_corpus, tiny_encoder, metrics)
 
     def start(trials: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -390,11 +395,8 @@ def test_two_processes_work_on_one_study_and_one_is_killed(
 def test_ctrl_c_ends_all_workers_and_their_trials_are_done_again(
     tmp_path: Path, tiny_corpus: Path, tiny_encoder: Path
 ) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "space.yml").write_text(SPACE)
     folder, metrics = tmp_path / "training/tiny", tmp_path / "metrics/tiny"
-    paths = (CONFIG, tmp_path / "space.yml", folder, tiny_corpus, tiny_encoder, metrics, tmp_path / "runs")
-    command = [sys.executable, "-m", "scripts.search", *map(str, paths), "--confirm", "0", "--epochs", "8"]
+    command = create_command(tmp_path, folder, tiny_corpus, tiny_encoder, metrics)
     command += ["--trials", "2", "--processes", "2"]
     driver = subprocess.Popen(
         command,
