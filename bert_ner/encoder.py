@@ -61,15 +61,16 @@ def create_equal_spans(size: int, overlap: int) -> Callable[[list[Doc]], list[li
     if not 0 <= overlap < size:
         raise ValueError(f"The overlap of windows of {size} tokens is {overlap}: choose one from 0 to {size - 1}.")
 
-    def get_windows(docs: list[Doc]) -> list[list[Span]]:
-        windows = []
-        for doc in docs:
-            number = max(1, -(-(len(doc) - overlap) // (size - overlap))) if len(doc) else 0
-            starts = [(len(doc) - overlap) * i // number for i in range(number + 1)] if number else []
-            windows.append([doc[start : end + overlap] for start, end in itertools.pairwise(starts)])
-        return windows
+    return partial(_cut_equally, size=size, overlap=overlap)
 
-    return get_windows
+
+def _cut_equally(docs: list[Doc], size: int, overlap: int) -> list[list[Span]]:
+    windows = []
+    for doc in docs:
+        number = max(1, -(-(len(doc) - overlap) // (size - overlap))) if len(doc) else 0
+        starts = [(len(doc) - overlap) * i // number for i in range(number + 1)] if number else []
+        windows.append([doc[start : end + overlap] for start, end in itertools.pairwise(starts)])
+    return windows
 
 
 # Wordpieces
@@ -464,6 +465,9 @@ class _Forward:
         # By tokenizer, since this object is the forward pass of all copies of a model.
         self.caches: WeakKeyDictionary[Any, _WordpieceCache | None] = WeakKeyDictionary()
         self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return _Forward, (self.get_spans, self.get_spans_in_training, self.inference)  # a process has its own cache
 
     def read(
         self, tokenizer: Any, docs: list[Doc], windows: list[list[Span]]

@@ -1,12 +1,14 @@
 """The layers between the encoder and the components: features of the context of a word, and the heads.
 
 spaCy's registry gets the architectures `bert_ner.ContextFeatures.v1` and `bert_ner.SoftmaxHead.v1`. A wheel of the
-pipeline has a copy of this file.
+pipeline has a copy of this file. What a model keeps are functions of this module, since a process that is not forked
+gets the model by pickle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,18 +76,22 @@ def create_context_features(
 
 def _few_at_a_time(layer: Model[list[Doc], list[Floats2d]]) -> Model[list[Doc], list[Floats2d]]:
     """Run a layer on 8 documents at a time in use: fresh memory for large arrays costs more than the arithmetic."""
+    return Model("few_at_a_time", _forward_some, init=_initialize_inner, layers=[layer], dims={"nO": None})
 
-    def forward_some(model: Model, docs: list[Doc], is_train: bool) -> tuple[list[Floats2d], Callable[..., Any]]:
-        if is_train:
-            result: tuple[list[Floats2d], Callable[..., Any]] = layer(docs, is_train)
-            return result
-        pieces = minibatch(docs, 8)  # type: ignore[no-untyped-call,unused-ignore]
-        return [vectors for piece in pieces for vectors in layer.predict(piece)], lambda _: []
 
-    def initialize(model: Model, X: Any = None, Y: Any = None) -> None:
-        layer.initialize(X=X, Y=Y)
+def _forward_some(
+    model: Model[list[Doc], list[Floats2d]], docs: list[Doc], is_train: bool
+) -> tuple[list[Floats2d], Callable[..., Any]]:
+    (layer,) = model.layers
+    if is_train:
+        result: tuple[list[Floats2d], Callable[..., Any]] = layer(docs, is_train)
+        return result
+    pieces = minibatch(docs, 8)  # type: ignore[no-untyped-call,unused-ignore]
+    return [vectors for piece in pieces for vectors in layer.predict(piece)], lambda _: []
 
-    return Model("few_at_a_time", forward_some, init=initialize, layers=[layer], dims={"nO": None})
+
+def _initialize_inner(model: Model[Any, Any], X: Any = None, Y: Any = None) -> None:
+    model.layers[0].initialize(X=X, Y=Y)
 
 
 class _ThreadedOps(NumpyOps):  # type: ignore[misc,unused-ignore]
@@ -120,10 +126,13 @@ def create_softmax_head(
 
 
 def _scale_gradient(factor: float) -> Model[list[Floats2d], list[Floats2d]]:
-    def forward_unchanged(model: Model, X: list[Floats2d], is_train: bool) -> tuple[list[Floats2d], Callable[..., Any]]:
-        return X, lambda d_output: [factor * gradient for gradient in d_output]
+    return Model("scale_gradient", partial(_forward_unchanged, factor=factor))
 
-    return Model("scale_gradient", forward_unchanged)
+
+def _forward_unchanged(
+    model: Model[Any, Any], X: list[Floats2d], is_train: bool, factor: float
+) -> tuple[list[Floats2d], Callable[..., Any]]:
+    return X, lambda d_output: [factor * gradient for gradient in d_output]
 
 
 def _init_uniform(ops: Any, shape: tuple[int, ...]) -> Any:
@@ -135,31 +144,30 @@ def _init_uniform(ops: Any, shape: tuple[int, ...]) -> Any:
 def _with_word_means(encoder: Model[list[Doc], list[Floats2d]]) -> Model[list[Doc], list[Floats2d]]:
     """Append to the vector of each token the mean over the tokens of its document that are the same but for case."""
 
-    def forward_means(model: Model, docs: list[Doc], is_train: bool) -> tuple[list[Floats2d], Callable[..., Any]]:
-        ops = model.ops
-        vectors, backprop = model.layers[0](docs, is_train)
-        lengths = [len(doc) for doc in docs]
-        # Of each document the number of the word of each token, and how often each word occurs.
-        words = [np.unique(doc.to_array("LOWER"), return_inverse=True, return_counts=True)[1:] for doc in docs]
-        firsts = np.cumsum([0, *(len(counts) for _, counts in words)])  # number of the first word of each document
-        word = np.concatenate([first + numbers for first, (numbers, _) in zip(firsts[:-1], words, strict=True)])
-        order, word = ops.asarray1i(np.argsort(word, kind="stable")), ops.asarray1i(word)
-        counts = ops.asarray1i(np.concatenate([counts for _, counts in words]))
-        flat = ops.flatten(vectors)
-        means = ops.reduce_mean(flat[order], counts)[word]
+    return Model("with_word_means", _forward_means, init=_initialize_inner, layers=[encoder])
 
-        def backprop_means(d_output: list[Floats2d]) -> Any:
-            d_flat = ops.flatten(d_output)
-            width = d_flat.shape[1] // 2
-            d_means = ops.reduce_sum(ops.as_contig(d_flat[order, width:]), counts)
-            d_vectors = ops.as_contig(d_flat[:, :width])
-            d_vectors[order] += ops.backprop_reduce_mean(d_means, counts)
-            return backprop(ops.unflatten(d_vectors, lengths))
 
-        return ops.unflatten(ops.xp.hstack((flat, means)), lengths), backprop_means
+def _forward_means(
+    model: Model[list[Doc], list[Floats2d]], docs: list[Doc], is_train: bool
+) -> tuple[list[Floats2d], Callable[..., Any]]:
+    ops = model.ops
+    vectors, backprop = model.layers[0](docs, is_train)
+    lengths = [len(doc) for doc in docs]
+    # Of each document the number of the word of each token, and how often each word occurs.
+    words = [np.unique(doc.to_array("LOWER"), return_inverse=True, return_counts=True)[1:] for doc in docs]
+    firsts = np.cumsum([0, *(len(counts) for _, counts in words)])  # number of the first word of each document
+    word = np.concatenate([first + numbers for first, (numbers, _) in zip(firsts[:-1], words, strict=True)])
+    order, word = ops.asarray1i(np.argsort(word, kind="stable")), ops.asarray1i(word)
+    counts = ops.asarray1i(np.concatenate([counts for _, counts in words]))
+    flat = ops.flatten(vectors)
+    means = ops.reduce_mean(flat[order], counts)[word]
 
-    def initialize(model: Model, X: Any = None, Y: Any = None) -> Model:
-        model.layers[0].initialize(X=X)
-        return model
+    def backprop_means(d_output: list[Floats2d]) -> Any:
+        d_flat = ops.flatten(d_output)
+        width = d_flat.shape[1] // 2
+        d_means = ops.reduce_sum(ops.as_contig(d_flat[order, width:]), counts)
+        d_vectors = ops.as_contig(d_flat[:, :width])
+        d_vectors[order] += ops.backprop_reduce_mean(d_means, counts)
+        return backprop(ops.unflatten(d_vectors, lengths))
 
-    return Model("with_word_means", forward_means, init=initialize, layers=[encoder])
+    return ops.unflatten(ops.xp.hstack((flat, means)), lengths), backprop_means

@@ -73,6 +73,13 @@ class Inference:
 
     def __init__(self, dtype: str, on_gpu: bool) -> None:
         self.dtype = resolve_dtype(os.environ.get(DTYPE_VARIABLE) or dtype, on_gpu)
+        self.__setstate__({"dtype": self.dtype})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dtype": self.dtype}  # a process that gets the model makes its own copies and threads
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.dtype = state["dtype"]
         # By the encoder that they are made of: this object belongs to all copies of a model.
         self.copies: WeakKeyDictionary[torch.nn.Module, Callable[..., torch.Tensor]] = WeakKeyDictionary()
         self.process = os.getpid()
