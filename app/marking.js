@@ -19,8 +19,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   if (!panes.has(parentElement)) panes.set(parentElement, new Pane(parentElement));
   const pane = panes.get(parentElement);
   pane.transmit = (action) => setTriggerValue("action", action);
-  pane.show(data);
-  return () => clearInterval(pane.timer);
+  const timer = pane.show(data);
+  return () => clearInterval(timer); // its own, since Streamlit may call this after the next show
 }
 
 class Pane {
@@ -76,6 +76,7 @@ class Pane {
     clearInterval(this.timer);
     this.timer = setInterval(() => this.pending && this.transmit(this.pending), PATIENCE);
     setTimeout(() => this.goOn()); // not at once: Streamlit may lose what is sent while it calls us
+    return this.timer;
   }
 
   showLabels() {

@@ -233,7 +233,11 @@ def test_apply_annotates_texts_in_one_process_and_in_two(installed: Path, nlp: L
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("one.spacy", "two.spacy"):
         docs = list(DocBin().from_disk(installed / name).get_docs(nlp.vocab))
-        assert [entities(doc) for doc in docs] == expected and all("concepts" in doc.spans for doc in docs)
+        found = [entities(doc) for doc in docs]
+        assert [[place for *place, _ in doc] for doc in found] == [[place for *place, _ in doc] for doc in expected]
+        # The last digits of a score depend on the number of threads
+        scores, same = ([score for doc in one for *_, score in doc] for one in (found, expected))
+        assert scores == pytest.approx(same, abs=1e-6) and all("concepts" in doc.spans for doc in docs)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Dialog, Error, Locator, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from app.annotating import CONFLICTS, LABEL_ERRORS
+from app.marking import Desk
 from common.agreement import ADJUDICATED
 from common.annotations import STORE, Annotation, Document, Named, Span, Store
 from common.records import write_json
@@ -345,6 +346,30 @@ def test_two_windows_on_one_document_do_not_overwrite_each_other(browser: Browse
     assert words_in(store, "ship") == [("Turku", "LOC")]
     for context in contexts:
         context.close()
+
+
+def test_a_lost_action_is_sent_again_even_if_streamlit_clears_up_late(browser: Browser, tmp_path: Path) -> None:
+    desk = Desk(make_store(tmp_path / "late", {"ship": SHIP}, {"ship": [span_of(SHIP, "Turku", "LOC")]}), "ada")
+    page = browser.new_page()
+    page.clock.install()
+    page.set_content((ROOT / "app/marking.html").read_text("utf8"))
+    kinds = page.evaluate(
+        """async ([code, data]) => {
+            const { default: show } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+            window.sent = [];
+            const setTriggerValue = (name, action) => window.sent.push(action.kind);
+            const clearUp = show({ data, parentElement: document.body, setTriggerValue });
+            show({ data, parentElement: document.body, setTriggerValue });
+            clearUp();
+            document.querySelector("[data-key=a]").click();
+            return window.sent;
+        }""",
+        [(ROOT / "app/marking.js").read_text("utf8"), desk.view([], 0, SHIP)],
+    )
+    assert kinds == ["accept_all"]
+    page.clock.run_for(10_000)
+    assert set(page.evaluate("window.sent.slice(1)")) == {"accept_all"}
+    page.close()
 
 
 def test_nothing_in_a_document_runs(browser: Browser, runs: Path, address: str) -> None:
