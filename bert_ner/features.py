@@ -65,10 +65,7 @@ def create_context_features(
         embed = with_array(concatenate(*tables) if len(tables) > 1 else tables[0])
         parts.append(chain(FeatureExtractor(attrs), list2ragged(), embed, ragged2list()))
     mix = with_array(Maxout(width, nP=3, init_W=_init_uniform, normalize=True, dropout=0.0))
-    if isinstance(mix.ops, NumpyOps):
-        ops = _ThreadedOps()
-        for node in mix.walk():
-            node.ops = ops
+    _use_threads(mix)
     model = _few_at_a_time(chain(concatenate(*parts) if attrs else parts[0], mix))
     model.set_dim("nO", width)
     return model
@@ -92,6 +89,13 @@ def _forward_some(
 
 def _initialize_inner(model: Model[Any, Any], X: Any = None, Y: Any = None) -> None:
     model.layers[0].initialize(X=X, Y=Y)
+
+
+def _use_threads(model: Model[Any, Any]) -> None:
+    if isinstance(model.ops, NumpyOps):
+        ops = _ThreadedOps()
+        for node in model.walk():
+            node.ops = ops
 
 
 class _ThreadedOps(NumpyOps):  # type: ignore[misc,unused-ignore]
@@ -122,6 +126,7 @@ def create_softmax_head(
     softmax = Softmax_v2(nI=tok2vec.get_dim("nO"), init_W=_init_uniform)
     model: Model[list[Doc], list[Floats2d]] = chain(tok2vec, _scale_gradient(grad_factor), with_array(softmax))
     model.set_ref("softmax", softmax)
+    _use_threads(model)
     return model
 
 
