@@ -13,6 +13,7 @@ import functools
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,7 +65,8 @@ def effort(
 ) -> None:
     """Let a simulated annotator work with and without suggestions, at random and in the order of select."""
     names = choose(ORDERS, only)
-    pool = read_gold(read_docs(corpus / "train.spacy"))
+    docs = read_docs(corpus / "train.spacy")
+    pool, lengths = read_gold(docs), [len(doc) for doc in docs]
     sizes = range(step, min(most, len(pool)) + 1, step)
     if not sizes:
         raise StepError(f"The corpus has only {len(pool)} training documents.", "Choose smaller batches with --step.")
@@ -131,6 +133,7 @@ def effort(
                         "draw": draw,
                         "inputs": inputs | {"model": digest(settle(after, draw)[1])},
                         "chosen": batch,
+                        "words": sum(lengths[number] for number in batch),
                         "entities": sum(len(text.spans) for text in texts),
                         "actions": annotate(texts, train(before, draw) if before else None),
                         "from_nothing": annotate(texts, None),
@@ -180,16 +183,20 @@ def summarize(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
     runs (Iterable[dict[str, Any]]): As `effort` writes them.
     RETURNS (dict[str, Any]): `summary`: by order a list, for each number of annotated `documents`, from the lowest, of
-        the number of `draws`; `mean`, `lowest` and `highest` F1 on `dev` and `test` with gold sentences, and on test as
-        `shipped`; and for the batch that came last, over all draws, keys and clicks for each entity: `actions`, None if
-        no pipeline could suggest anything yet, and those `from_nothing`. `start`: START, and by order what share of
-        keys and clicks suggestions `saved` from there on, or None. `target`: the largest number of documents of both
-        orders, and `needed`: with how many, on dev and on test, the curve of select reaches what random has there, as
-        `find_needed` finds it; None if one of the two orders is missing.
+        the number of `draws`; their mean number of `words`; `mean`, `lowest` and `highest` F1 on `dev` and `test` with
+        gold sentences, and on test as `shipped`; and for the batch that came last, over all draws, keys and clicks for
+        each entity: `actions`, None if no pipeline could suggest anything yet, and those `from_nothing`. `start`:
+        START, and by order what share of keys and clicks suggestions `saved` from there on, or None. `target`: the
+        largest number of documents of both orders, and `needed`: with how many, on dev and on test, the curve of select
+        reaches what random has there, as `find_needed` finds it. `needed_words`: the same in words, as a share of those
+        of random. None if one of the two orders is missing.
     """
     groups: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for run in runs:
-        groups.setdefault(run["order"], {}).setdefault(run["documents"], []).append(run)
+    words: Counter[tuple[str, int]] = Counter()
+    for run in sorted(runs, key=lambda run: run["documents"]):
+        words[run["order"], run["draw"]] += run["words"]  # the batches before are among the runs
+        total = run | {"words_so_far": words[run["order"], run["draw"]]}
+        groups.setdefault(run["order"], {}).setdefault(run["documents"], []).append(total)
     summary: dict[str, list[dict[str, Any]]] = {}
     saved: dict[str, float | None] = {}
     for name in (name for name in ORDERS if name in groups):
@@ -197,18 +204,29 @@ def summarize(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
         summary[name] = [summarize_draws(documents, group) for documents, group in sizes.items()]
         late = [run for group in sizes.values() for run in group if run["documents"] - len(run["chosen"]) >= START]
         saved[name] = 1 - _sum(late, "actions") / _sum(late, "from_nothing") if late else None
-    target = needed = None
+    target = needed = needed_words = None
     curves = [{point["documents"]: point for point in summary.get(name, [])} for name in ORDERS]
     if common := curves[0].keys() & curves[1].keys():
         target = max(common)
-        needed = {
-            split: find_needed(
-                {documents: point[split]["mean"] for documents, point in curves[1].items()},
-                curves[0][target][split]["mean"],
-            )
-            for split in SCORED
-        }
-    return {"summary": summary, "start": START, "saved": saved, "target": target, "needed": needed}
+        goal = curves[0][target]
+
+        def reach(unit: str) -> dict[str, float | None]:
+            curve = curves[1].values()
+            return {
+                split: find_needed({point[unit]: point[split]["mean"] for point in curve}, goal[split]["mean"])
+                for split in SCORED
+            }
+
+        needed = reach("documents")
+        needed_words = {split: number and number / goal["words"] for split, number in reach("words").items()}
+    return {
+        "summary": summary,
+        "start": START,
+        "saved": saved,
+        "target": target,
+        "needed": needed,
+        "needed_words": needed_words,
+    }
 
 
 def summarize_draws(documents: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -217,6 +235,7 @@ def summarize_draws(documents: int, runs: list[dict[str, Any]]) -> dict[str, Any
     return {
         "documents": documents,
         "draws": len(runs),
+        "words": round(_sum(runs, "words_so_far") / len(runs)),
         **{split: spread([run[split] for run in runs]) for split in SCORED},
         "shipped": spread([run["shipped"]["test"] for run in runs]),
         "actions": None if runs[0]["actions"] is None else _sum(runs, "actions") / entities,

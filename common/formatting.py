@@ -140,21 +140,23 @@ def tabulate_effort(effort: dict[str, Any]) -> tuple[list[str], list[list[str]]]
 
     effort (dict[str, Any]): As it writes it.
     RETURNS (tuple[list[str], list[list[str]]]): The header, and a row for each number of annotated documents: for each
-        order test F1, and keys and clicks for an entity of the batch that came last, with suggestions and from nothing.
+        order the words, test F1, and keys and clicks for an entity of the batch that came last, with suggestions and
+        from nothing.
     """
     points = {name: {point["documents"]: point for point in group} for name, group in effort["summary"].items()}
     header = ["annotated documents"]
     for name in points:
-        header += [f"{name}: test F1", f"{name}: keys and clicks for an entity"]
+        header += [f"{name}: words", f"{name}: test F1", f"{name}: keys and clicks for an entity"]
     rows = []
     for documents in sorted({documents for group in points.values() for documents in group}):
         row = [f"{documents:,}"]
         for group in points.values():
             if point := group.get(documents):
                 actions = "–" if point["actions"] is None else f"{point['actions']:.2f}"
-                row += [_spread(point["test"]), f"{actions} ({point['from_nothing']:.2f} from nothing)"]
+                keys = f"{actions} ({point['from_nothing']:.2f} from nothing)"
+                row += [f"{point['words']:,}", _spread(point["test"]), keys]
             else:
-                row += ["–", "–"]
+                row += ["–", "–", "–"]
         rows.append(row)
     return header, rows
 
@@ -172,7 +174,9 @@ def describe_effort(effort: dict[str, Any]) -> str:
         parts.append(f"{start}, suggestions save {' and '.join(saved)} of the keys and clicks.")
     if effort["needed"]:
         needed = [
-            f"{number:,.0f} ({split})" if number is not None else f"more than {effort['target']:,} ({split})"
+            f"more than {effort['target']:,} ({split})"
+            if number is None
+            else f"{number:,.0f} ({split}, {percent(effort['needed_words'][split])}% of the words)"
             for split, number in effort["needed"].items()
         ]
         reach = f"the F1 that {effort['target']:,} documents at random give"

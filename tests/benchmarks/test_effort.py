@@ -23,11 +23,13 @@ CONFIG = ROOT / "configs/bert.cfg"
 
 
 def create_run(order: str, documents: int, test: float, actions: int | None, draw: int = 0) -> dict[str, Any]:
+    """A result of the batch that came last, in which select has shorter documents."""
     return {
         "order": order,
         "documents": documents,
         "draw": draw,
         "chosen": [*range(25)],
+        "words": 5000 if order == RANDOM else 2500,
         "entities": 100,
         "actions": actions,
         "from_nothing": 220,
@@ -44,6 +46,7 @@ RUNS = [
     create_run(RANDOM, 75, 0.7, 88),
     create_run(SELECT, 25, 0.5, None),
     create_run(SELECT, 50, 0.8, 150),
+    create_run(SELECT, 25, 0.5, None, 1),
     create_run(SELECT, 50, 0.6, 130, 1),
     create_run(SELECT, 100, 0.9, 110),
 ]
@@ -58,22 +61,27 @@ def test_draws_are_summarized_by_order_and_size() -> None:
     assert [point["documents"] for point in result["summary"][RANDOM]] == [25, 50, 75, 100]
     assert result["saved"] == {RANDOM: pytest.approx(0.65), SELECT: pytest.approx(0.5)}, "from 50 documents on"
     assert result["target"] == 100
+    assert [point["words"] for point in result["summary"][SELECT]] == [2500, 5000, 7500]
     assert result["needed"] == {split: pytest.approx(50 * 2**0.5) for split in ("dev", "test")}
+    words = 5000 * 1.5**0.5 / 20_000
+    assert result["needed_words"] == {split: pytest.approx(words) for split in ("dev", "test")}
     alone = summarize(RUNS[1:3])
-    assert alone["saved"] == {RANDOM: None} and alone["needed"] is None
+    assert alone["saved"] == {RANDOM: None} and alone["needed"] is None and alone["needed_words"] is None
     assert describe_effort(alone) == ""
     behind = [run | {"test": 0.1} if run["order"] == SELECT else run for run in RUNS]
-    assert summarize(behind)["needed"]["test"] is None
+    assert summarize(behind)["needed"]["test"] is None and summarize(behind)["needed_words"]["test"] is None
 
 
 def test_the_table_and_the_sentence_say_what_was_saved() -> None:
     header, rows = tabulate_effort(summarize(RUNS))
-    assert header[1].startswith(RANDOM) and header[3].startswith(SELECT) and {len(row) for row in rows} == {len(header)}
-    assert rows[0] == ["25", *["50.0 (50.0 to 50.0)", "– (2.20 from nothing)"] * 2]
-    assert rows[1][3:] == ["70.0 (60.0 to 80.0)", "1.40 (2.20 from nothing)"] and rows[2][3:] == ["–", "–"]
+    assert header[1].startswith(RANDOM) and header[4].startswith(SELECT) and {len(row) for row in rows} == {len(header)}
+    f1 = ["50.0 (50.0 to 50.0)", "– (2.20 from nothing)"]
+    assert rows[0] == ["25", "5,000", *f1, "2,500", *f1]
+    assert rows[1][4:] == ["5,000", "70.0 (60.0 to 80.0)", "1.40 (2.20 from nothing)"] and rows[2][4:] == ["–"] * 3
     text = describe_effort(summarize(RUNS))
     assert "save 65.0% (random) and 50.0% (select) of the keys" in text
-    assert "71 (dev) and 71 (test) documents reach the F1 that 100 documents at random give" in text
+    needed = "71 (dev, 30.6% of the words) and 71 (test, 30.6% of the words) documents"
+    assert f"{needed} reach the F1 that 100 documents at random give" in text
     behind = [run | {"test": 0.1} if run["order"] == SELECT else run for run in RUNS]
     assert "more than 100 (test)" in describe_effort(summarize(behind))
 

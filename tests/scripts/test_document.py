@@ -323,7 +323,8 @@ def test_a_curve_becomes_a_figure_and_a_table() -> None:
 
 def test_effort_and_corruption_become_tables() -> None:
     f1 = {"mean": 0.5, "lowest": 0.4, "highest": 0.6}
-    point = {"documents": 25, "draws": 3, "dev": f1, "test": f1, "shipped": f1, "actions": 0.5, "from_nothing": 2.25}
+    point: dict[str, Any] = {"documents": 25, "draws": 3, "words": 5000, "actions": 0.5, "from_nothing": 2.25}
+    point |= dict.fromkeys(("dev", "test", "shipped"), f1)
     saved = {"random": 0.7, "select": 0.65}
     needed: dict[str, Any] = {"dev": 130.4, "test": None}
     effort = {
@@ -332,6 +333,7 @@ def test_effort_and_corruption_become_tables() -> None:
         "start": 50,
         "target": 200,
         "needed": needed,
+        "needed_words": {"dev": 0.7, "test": None},
     }
     row = {"corrupted": 4, "found": 3, "findings": 4, "precision": 0.75}
     corrupt = {"share": 0.05, "first": 1175, "folds": 3, "precision": 0.75, "kinds": {"type": row, "all": row}}
@@ -339,9 +341,10 @@ def test_effort_and_corruption_become_tables() -> None:
     records["effort"] = effort | {"captions": {"effort": "Keys and clicks."}}
     text = tabulate_results([Run("some", records, set())])
     assert "![Keys and clicks.](../metrics/reference/some/effort.svg)" in text and MARK not in text
-    cells = "50.0 (40.0 to 60.0) | 0.50 (2.25 from nothing)"
+    cells = "5,000 | 50.0 (40.0 to 60.0) | 0.50 (2.25 from nothing)"
     assert f"| 25 | {cells} | {cells} |" in text and "mean of 3 draws" in text
-    assert "save 70.0% (random) and 65.0% (select)" in text and "130 (dev) and more than 200 (test) documents" in text
+    assert "save 70.0% (random) and 65.0% (select)" in text
+    assert "130 (dev, 70.0% of the words) and more than 200 (test) documents" in text
     assert "| type | 4 | 75.0 | 4 | 75.0 |" in text and "first 1,175 findings of `audit`" in text
     marked = tabulate_results([Run("some", records, {"corrupt"})])
     assert "| all | 4† | 75.0† | 4† | 75.0† |" in marked and f"| 25 | {cells} |" in marked

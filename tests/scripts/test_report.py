@@ -152,7 +152,8 @@ def test_few_documents_are_scored_by_folds_instead_of_dev(metrics: Path, tmp_pat
 def test_what_annotating_costs_and_what_audit_finds_are_shown(metrics: Path) -> None:
     measured = {split: read_json(metrics / "analysis.json")["inputs"][split] for split in SPLITS}
     f1 = {"mean": 0.1234, "lowest": 0.1, "highest": 0.2}
-    point = {"documents": 25, "draws": 1, "dev": f1, "test": f1, "shipped": f1, "actions": 0.5, "from_nothing": 2.25}
+    point: dict[str, Any] = {"documents": 25, "draws": 1, "words": 5000, "actions": 0.5, "from_nothing": 2.25}
+    point |= dict.fromkeys(("dev", "test", "shipped"), f1)
     effort = {"summary": {"random": [point]}, "start": 50, "saved": {"random": 0.777}, "target": None, "needed": None}
     write_json(metrics / "effort.json", effort | {"inputs": measured, "captions": {"effort": "Keys and clicks."}})
     (metrics / "effort.svg").write_text("<svg/>")
