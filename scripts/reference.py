@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from wasabi import msg
 
-from common.corpora import read_docs
 from common.errors import StepError, main
-from common.records import SPLITS, check_run, digest, read_json
+from common.quotes import check_quotes
+from common.records import check_run, digest, read_json
 
 NEEDED = ("corpus.json", "test.json", "evaluation.json", "analysis.json", "concepts.json", "package.json")
 OPTIONAL = (
@@ -29,7 +26,6 @@ OPTIONAL = (
 )
 # What depends on the processor, which is published in a folder for each kind of processor
 TIMED = ("speed.json", "service.json", "training.json", "training-full.json", "corpora.json")
-QUOTE = 5  # words in a row that also stand in the corpus: they are a quote, not a coincidence
 
 
 def reference(
@@ -69,45 +65,6 @@ def check_model(metrics: Path) -> None:
             f"{metrics} has scores of the model {evaluated}, but a wheel of {packaged or 'an unknown one'}.",
             f"Run package and verify again: make all RUN={metrics.name}",
         )
-
-
-def check_quotes(paths: Iterable[Path], corpus: Path) -> None:
-    """Make sure that files do not quote a corpus. Single names, labels and numbers are no quotes.
-
-    paths (Iterable[Path]): JSON files, and others with text.
-    corpus (Path): Folder with the .spacy files.
-    RAISES (StepError): If a file has QUOTE words in a row that the corpus has too.
-    """
-    known = {
-        words
-        for split in SPLITS
-        for doc in read_docs(corpus / f"{split}.spacy")
-        for words in _find_sequences(" ".join(token.text for token in doc))
-    }
-    for path in paths:
-        strings = _find_strings(read_json(path)) if path.suffix == ".json" else [path.read_text("utf8")]
-        if quote := next((words for words in _find_sequences(" ".join(strings)) if words in known), None):
-            raise StepError(
-                f"{path} quotes the corpus: {' '.join(quote)}.",
-                "What quotes the corpus belongs into a file *-examples.json, which is never published.",
-            )
-
-
-def _find_strings(value: Any) -> Iterator[str]:
-    """All strings in what a JSON file holds, keys included, in order."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value:
-            yield from _find_strings(part)
-            if isinstance(value, dict):
-                yield from _find_strings(value[part])
-
-
-def _find_sequences(text: str) -> Iterator[tuple[str, ...]]:
-    """All sequences of QUOTE words in a text, in lower case. Numbers and punctuation are passed over."""
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    return zip(*(islice(words, start, None) for start in range(QUOTE)), strict=False)
 
 
 if __name__ == "__main__":

@@ -410,11 +410,19 @@ def test_the_makefile_calls_commands_that_exist() -> None:
         assert target in targets, target
 
 
-def test_the_workflow_of_github_runs_what_ci_runs() -> None:
-    """In the versions of Python that the wheel allows, from the first one on."""
-    (job,) = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf8"))["jobs"].values()
-    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
-    assert f">={job['strategy']['matrix']['python'][0]}" == PYTHON
+def test_the_workflow_of_github_runs_what_ci_runs_and_uses_the_wheel() -> None:
+    """In the versions of Python that the wheel allows, from the first one on; the wheel on three systems."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf8"))["jobs"]
+    lines = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert lines["ci"] == ["bash .ci/run"] and lines["wheel"] == ["make quickstart"]
+    assert lines["use"][-1] == "python -P tests/installed.py metrics/quickstart/package.json"
+    ci, use = (jobs[name]["strategy"]["matrix"] for name in ("ci", "use"))
+    assert f">={ci['python'][0]}" == PYTHON and use["python"] == ci["python"]
+    assert use["system"] == [*ci["system"], "windows-latest"]
+
+
+def test_what_uses_the_wheel_elsewhere_needs_nothing_of_the_project() -> None:
+    assert not imported_by("tests/installed.py")
 
 
 def test_ci_checks_and_runs_the_fast_tests_and_the_slow_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
@@ -16,7 +17,7 @@ from spacy.tokens import Doc, DocBin
 from spacy.util import load_model_from_config
 
 import bert_ner  # noqa: F401 (registers what the pipeline names)
-from tests.conftest import Project, new_python, python, words
+from tests.conftest import ROOT, Project, new_python, python, words
 from tests.scripts.test_package import WHEEL
 
 TEXTS = ["Senator Mira Solberg left Turku for Oslo on Monday . She slept .", "Kenya beat Peru twice in Malta ."]
@@ -148,6 +149,14 @@ def test_an_entity_that_is_renamed_afterwards_keeps_the_score_of_its_place(own: 
     assert renamed.text == before.text and renamed.label_ == "EVENT" and renamed._.score == before._.score
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda nlp: pickle.loads(pickle.dumps(nlp))], ids=["copy", "pickle"])
+def test_a_pipeline_can_be_copied(nlp: Language, copied: Callable[[Language], Language]) -> None:
+    """Also after it was used: what it keeps of its use, such as threads, is no part of a copy."""
+    doc = annotate(nlp)
+    again = copied(nlp)(TEXT)
+    assert entities(again) == entities(doc) and concepts(again) == concepts(doc) and triples(again) == triples(doc)
+
+
 def other_pipeline(nlp: Language) -> Language:
     """A pipeline with a tok2vec and a tagger of its own, and our tokenizer."""
     other = spacy.blank("en")
@@ -213,6 +222,14 @@ def command(folder: Path, *arguments: str) -> str:
     done = python("-m", "spacy", *arguments, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return words(done.stdout)
+
+
+@pytest.mark.slow
+def test_the_wheel_finds_the_same_in_processes_that_are_spawned(installed: Path, project: Project) -> None:
+    """As on macOS and Windows, where CI runs this script too."""
+    arguments = ("-P", str(ROOT / "tests/installed.py"), str(project.folder / "metrics/tiny/package.json"))
+    done = new_python(*arguments, cwd=installed, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

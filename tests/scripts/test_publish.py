@@ -14,7 +14,7 @@ import yaml
 from common.errors import StepError
 from common.licenses import RESEARCH, SOURCES
 from common.records import read_json, sha256, write_json
-from scripts.publish import MANIFEST, Push, Visibility, What, check_sentences, publish, push_folder
+from scripts.publish import MANIFEST, Push, Visibility, What, publish, push_folder
 from tests.conftest import Project, new_python, words
 from tests.hub import Hub, connected
 
@@ -194,40 +194,6 @@ def test_a_corpus_for_research_has_no_permissive_licence(run: Path) -> None:
 def test_a_repository_has_an_owner_and_a_name(run: Path, name: str) -> None:
     with pytest.raises(StepError, match="cannot be"):
         publish(What.pipeline, run / "packages/mine", run / "metrics", run / "corpus", run / "dist", name)
-
-
-# What must not be there
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "quoted"),
-    [
-        ("README.md", "In the corpus:\nKENYA beat\n  Peru Malta (twice)!", True),
-        ("meta.json", '{"description":"Kenya beat\\nPeru, Malta twice"}', True),
-        ("concepts/patterns", '{"pattern": [["Kenya", "beat", "Peru", "Malta", "twice"]]}', True),
-        ("vocab/strings.json", '[\n"a",\n"Kenya beat Peru, Malta twice",\n"b"]', True),
-        ("vocab/strings.json", '["Kenya",\n"beat",\n"Peru",\n"Malta",\n"twice"]', False),
-        ("README.md", "Kenya beat Peru. Mira Solberg left Turku. OSLO 2031-02-07", False),
-        ("ner/model", "\udcff Kenya beat Peru, Malta twice", False),
-    ],
-    ids=["card", "an escape", "rules", "an entry", "words", "short or half", "numbers"],
-)
-def test_a_sentence_of_the_corpus_is_refused(
-    tmp_path: Path, tiny_corpus: Path, name: str, text: str, quoted: bool
-) -> None:
-    folder = tmp_path / "folder"
-    (folder / name).parent.mkdir(parents=True)
-    (folder / name).write_bytes(text.encode("utf8", "surrogateescape"))
-    with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as wheel:
-        wheel.write(folder / name, name)
-    (tmp_path / "wheels").mkdir()
-    shutil.move(tmp_path / "wheel.whl", tmp_path / "wheels")
-    for where, place in ((folder, name), (tmp_path / "wheels", f"wheel.whl, {name}")):
-        if quoted:
-            with pytest.raises(StepError, match=f"^{re.escape(place)} quotes the corpus: kenya beat peru malta twice"):
-                check_sentences(where, tiny_corpus)
-        else:
-            check_sentences(where, tiny_corpus)
 
 
 def test_a_pipeline_that_quotes_is_not_written(run: Path) -> None:

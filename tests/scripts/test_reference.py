@@ -10,7 +10,7 @@ from spacy.tokens import DocBin
 
 from common.errors import StepError
 from common.records import digest, read_json, write_json
-from scripts.reference import NEEDED, QUOTE, reference
+from scripts.reference import NEEDED, reference
 from tests.conftest import Project, words
 
 TEXT = "Mira Solberg left Turku on Monday , and nobody in the harbour saw her again ."
@@ -63,36 +63,11 @@ def test_figures_that_were_published_are_replaced_and_other_benchmarks_stay(run:
     assert read_json(published / "ablation.json") == {"of": "earlier"}
 
 
-@pytest.mark.parametrize(
-    "quote",
-    [
-        TEXT,
-        {"examples": [{"before": "x", "text": "left Turku on Monday, and"}]},
-        ["NOBODY", "IN", "THE", "HARBOUR", "SAW"],
-        {"nobody in the harbour saw": 1},
-        "nobody in the 12 harbour\nsaw",
-    ],
-    ids=["a document", "natural text", "tokens in capitals", "a key", "with a number and a line break"],
-)
-def test_what_quotes_the_corpus_is_refused(run: Path, quote: Any) -> None:
-    write_json(run / "metrics/mine/analysis.json", {"errors": {"most": quote}})
+def test_what_quotes_the_corpus_is_refused(run: Path) -> None:
+    write_json(run / "metrics/mine/analysis.json", {"errors": {"most": TEXT}})
     with pytest.raises(StepError, match=r"analysis\.json quotes the corpus: \w+"):
         publish(run)
     assert not (run / "metrics/reference").exists()
-
-
-def test_a_figure_that_quotes_is_refused_too(run: Path) -> None:
-    (run / "metrics/mine/speed.svg").write_text(f"<svg><text>{TEXT}</text></svg>")
-    with pytest.raises(StepError, match=r"speed\.svg quotes"):
-        publish(run)
-
-
-def test_names_labels_and_numbers_are_no_quotes(run: Path) -> None:
-    few = " ".join(TEXT.split()[: QUOTE - 1])
-    write_json(
-        run / "metrics/mine/analysis.json", {"name": few, "labels": {"PER": [1, 2], "Turku": 3}, "text": "again"}
-    )
-    assert "analysis.json" in publish(run)
 
 
 @pytest.mark.parametrize("package", [{"inputs": {"model": "other"}}, {"inputs": {}}, {}])
