@@ -17,7 +17,6 @@ from spacy.pipeline.span_ruler import SpanRuler
 from spacy.tokens import Doc, Span, Token
 from spacy.training import Example
 from spacy.util import registry
-from spacy.vocab import Vocab
 
 _COARSE = {
     tag: coarse
@@ -162,10 +161,6 @@ class ConceptRuler(SpanRuler):
         if not Span.has_extension("score"):
             Span.set_extension("score", default=None)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # SpanRuler keeps the pipeline, for phrases as rules. A process that gets this by pickle needs no second one.
-        return _restore, (type(self.nlp), self.nlp.vocab, self.name, self.patterns)
-
     def initialize(
         self,
         get_examples: Callable[[], Iterable[Example]],
@@ -224,12 +219,6 @@ class ConceptRuler(SpanRuler):
                 taken.update(range(span.start, span.end))
                 kept.append(span)
         return sorted(kept)
-
-
-def _restore(language: type[Language], vocab: Vocab, name: str, patterns: list[Any]) -> ConceptRuler:
-    ruler = ConceptRuler(language(vocab), name)
-    ruler.add_patterns(patterns)
-    return ruler
 
 
 if not Language.has_factory("bert_ner_concepts_v2"):
