@@ -13,6 +13,7 @@ from optuna.trial import Trial
 from common.errors import StepError
 
 OPTIONS = ("epochs", "learn_rate", "batch_words")  # of `train`, which takes multiples of what it derives
+SHARE = "synthetic_share"  # of the corpus, not of the config: what part of its tokens is synthetic
 KINDS = ("times", "between", "one_of")
 Value = bool | int | float
 
@@ -20,20 +21,22 @@ Value = bool | int | float
 class Parameter(NamedTuple):
     """A setting to search: its values, of which one is the default, and what it does.
 
-    If `times`, a value says by what to multiply the one that the setting has otherwise.
+    If `times`, a value says by what to multiply the one that the setting has otherwise. If `optional`, it is left out
+    where the corpus has nothing to try it with.
     """
 
     distribution: FloatDistribution | IntDistribution | CategoricalDistribution
     times: bool
     default: Value
     explain: str
+    optional: bool = False
 
 
 def read_space(path: Path, settings: dict[str, Value]) -> dict[str, Parameter]:
     """Read what is searched.
 
     path (Path): The file, such as configs/search.yml, which explains it.
-    settings (dict[str, Value]): The settings of the config that may be set, with the run's own values.
+    settings (dict[str, Value]): The settings of the config that may be set, and SHARE, with the run's own values.
     RETURNS (dict[str, Parameter]): By the name of the setting.
     RAISES (StepError): If a setting is unknown, if a range is empty, or if it lacks the default.
     """
@@ -48,13 +51,43 @@ def read_space(path: Path, settings: dict[str, Value]) -> dict[str, Parameter]:
         if name not in settings and name not in OPTIONS:
             raise StepError(
                 f"{path} searches {name}, which is no setting that may be set.",
-                f"Take the dotted name of a number or a switch in the config, or one of {', '.join(OPTIONS)}.",
+                f"Take the dotted name of a number or a switch in the config, {SHARE}, or one of {', '.join(OPTIONS)}.",
             )
         try:
-            parameters[name] = read_parameter(entry, settings.get(name))
+            parameters[name] = (
+                read_share(entry, settings[name]) if name == SHARE else read_parameter(entry, settings.get(name))
+            )
         except ValueError as error:
             raise StepError(f"{path}, {name}: {error}.", "Look at configs/search.yml.") from error
     return parameters
+
+
+def read_share(entry: Any, now: Value) -> Parameter:
+    """Read the range of the share of synthetic texts, beside which `optional: true` may stand.
+
+    entry, now, RETURNS, RAISES: As `read_parameter` has them.
+    """
+    rest = dict(entry) if isinstance(entry, dict) else {}
+    optional = rest.pop("optional", False)
+    if not isinstance(optional, bool):
+        raise ValueError(f"optional is {optional!r}, neither true nor false")
+    parameter = read_parameter(rest, now)
+    distribution = parameter.distribution
+    if (
+        not isinstance(distribution, FloatDistribution)
+        or parameter.times
+        or not 0 <= distribution.low <= distribution.high < 1
+    ):
+        raise ValueError("it takes a range of parts of 1, the highest below 1: between: [0, 0.5]")
+    return parameter._replace(optional=optional)
+
+
+def limit(parameter: Parameter, highest: float) -> Parameter:
+    """The same parameter without what lies above the highest value that can be reached; its default stays in."""
+    distribution = parameter.distribution
+    assert isinstance(distribution, FloatDistribution)
+    high = max(parameter.default, min(distribution.high, highest))
+    return parameter._replace(distribution=FloatDistribution(distribution.low, high))
 
 
 def read_parameter(entry: Any, now: Value | None) -> Parameter:

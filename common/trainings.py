@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,9 +15,10 @@ import srsly
 from filelock import FileLock, Timeout
 
 from common.devices import Training, run_training
-from common.models import BEST
+from common.mixing import write_mixed
+from common.models import BEST, MIXED
 from common.records import CURVES, read_json, write_json
-from common.space import OPTIONS
+from common.space import OPTIONS, SHARE
 from common.training import prepare
 
 STORE = "search"  # in the folder of a run
@@ -48,7 +51,7 @@ class Trainings:
     encoder: Path
     train_on: str
     gpu_id: int
-    given: dict[str, str]  # what the run sets itself
+    given: dict[str, str]  # what the run sets itself, and its share of synthetic texts
 
     @property
     def store(self) -> Path:
@@ -58,13 +61,36 @@ class Trainings:
     def find_options(self, settings: dict[str, str], seed: int) -> dict[str, Any]:
         """The options of `train` and of `prepare` for these settings and what the run sets itself."""
         own = self.given | settings
-        overrides = ",".join(f"{name}={value}" for name, value in own.items() if name not in OPTIONS)
-        return {name: own[name] for name in OPTIONS} | {"seed": seed, "train_on": self.train_on, "overrides": overrides}
+        overrides = ",".join(f"{name}={value}" for name, value in own.items() if name not in (*OPTIONS, SHARE))
+        train_on = self.train_on if self.has_own_share(settings) else MIXED if float(own[SHARE]) else "train"
+        return {name: own[name] for name in OPTIONS} | {"seed": seed, "train_on": train_on, "overrides": overrides}
+
+    def has_own_share(self, settings: dict[str, str]) -> bool:
+        """Whether these settings have the run's own share of synthetic texts, which its corpus has already."""
+        return float(settings.get(SHARE, self.given[SHARE])) == float(self.given[SHARE])
+
+    @contextmanager
+    def find_corpus(self, settings: dict[str, str]) -> Iterator[Path]:
+        """Find the corpus for these settings. With another share of synthetic texts it is there until the block ends.
+
+        settings (dict[str, str]): The settings of a training beside those of the run.
+        YIELDS (Path): Folder with train.spacy, dev.spacy, and mixed.spacy where there is a share.
+        RAISES (StepError): If the corpus has no synthetic texts.
+        """
+        if self.has_own_share(settings) or not float(settings[SHARE]):
+            yield self.corpus
+            return
+        with tempfile.TemporaryDirectory(prefix="corpus-", dir=self.store) as folder:
+            for split in ("train", "dev"):
+                shutil.copy(self.corpus / f"{split}.spacy", folder)
+            write_mixed(self.corpus, float(settings[SHARE]), Path(folder))
+            yield Path(folder)
 
     def plan(self, settings: dict[str, str], seed: int) -> Recipe:
         """Settle from what a model with these settings and this seed would be trained."""
         options = self.find_options(settings, seed)
-        inputs, values = prepare(self.config, self.corpus, self.encoder, **options)
+        with self.find_corpus(settings) as corpus:
+            inputs, values = prepare(self.config, corpus, self.encoder, **options)
         training = Training(inputs, self.config, self.folder, self.corpus, self.encoder, options)
         return Recipe(training, settings, values["training.max_steps"])
 
@@ -108,7 +134,9 @@ class Trainings:
                             for evaluation in read_evaluations(curves, recipe.last):
                                 follow(*evaluation)
 
-                        run_training(training.create_command(self.gpu_id), record.with_suffix(".log"), look)
+                        with self.find_corpus(recipe.settings) as corpus:
+                            command = dataclasses.replace(training, corpus=corpus).create_command(self.gpu_id)
+                            run_training(command, record.with_suffix(".log"), look)
                         model = training.place / BEST
                     result = read_result(model, recipe.last)
                     write_json(record, {"inputs": training.inputs, **result._asdict()})

@@ -9,6 +9,7 @@ may work on one study; with several devices the command starts one for each.
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import textwrap
 import time
@@ -37,10 +38,11 @@ from common.devices import TrainingFailed, choose_devices, run_all
 from common.errors import StepError, main
 from common.figures import Figures, save_figures, scale_log
 from common.formatting import describe_search, percent, shorten_name, tabulate_trials
-from common.models import DIVERGED
-from common.records import check_run, locked, made, record_inputs, write_json
+from common.mixing import SYNTHETIC, check_share, find_highest_share
+from common.models import DIVERGED, MIXED, TAUGHT
+from common.records import check_run, locked, made, record_inputs, sha256, staged, write_json
 from common.settings import find_settings, split_overrides
-from common.space import OPTIONS, Parameter, describe_parameter, propose, read_space
+from common.space import OPTIONS, SHARE, Parameter, describe_parameter, limit, propose, read_space
 from common.trainings import Trainings
 
 STARTUP = 5  # trials that end by themselves before one is ended early
@@ -69,6 +71,7 @@ def search(
     batch_words: Annotated[str, typer.Option(help="As train's; the default of the search")] = "auto",
     seed: Annotated[int, typer.Option(help="Of each trial, and of what is proposed")] = 0,
     train_on: Annotated[str, typer.Option(help="As train's")] = "train",
+    share: Annotated[float, typer.Option(help="As synthesize's; the default of the search")] = 0,
     overrides: Annotated[str, typer.Option(help="As train's; the default of the search")] = "",
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
     gpus: Annotated[str, typer.Option(help="Several GPUs, with a training on each at a time: 0,1")] = "",
@@ -76,14 +79,16 @@ def search(
 ) -> None:
     """Search for the settings with the highest F1 on dev, and write them as a run."""
     target = folder.with_name(best or f"{folder.name}-best")
-    for path in (folder, metrics, target):
+    for path in (folder, metrics, target, corpus.with_name(target.name)):
         check_run(path)
+    check_share(share, train_on)
     if confirm == 1:
         raise StepError(
             "With one other seed, nobody can tell what is noise.", "Take --confirm 3, or 0 to leave it out."
         )
     devices = choose_devices(gpu_id, gpus, processes)
-    given = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words, **split_overrides(overrides)}
+    own = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words, SHARE: f"{share:g}"}
+    given = own | split_overrides(overrides)
     trainings = Trainings(config, folder, target, corpus, encoder, train_on, devices[0], given)
     default = trainings.plan({}, seed).training
     check_run(default.place)
@@ -92,8 +97,10 @@ def search(
         raise StepError(
             f"{file} was not written by search.", "Choose another name for the best settings: --vars.best mine"
         )
-    parameters = read_space(space, find_settings(config, default.inputs["settings"]))
-    study = open_study(storage, trainings.store, default.inputs, parameters)
+    parameters = read_space(space, find_settings(config, default.inputs["settings"]) | {SHARE: float(share)})
+    texts = {SYNTHETIC: corpus / f"{SYNTHETIC}.spacy"} if settle_share(parameters, corpus, train_on) else {}
+    about = default.inputs | {f"{name} texts": sha256(path) for name, path in texts.items()}
+    study = open_study(storage, trainings.store, about, parameters)
     record = {
         "inputs": record_inputs(
             config=config,
@@ -101,6 +108,7 @@ def search(
             encoder=encoder,
             code=Path(__file__),
             **{split: corpus / f"{split}.spacy" for split in ("train", "dev")},
+            **texts,
         ),
         "parameters": {name: describe_parameter(parameter) for name, parameter in parameters.items()},
     }
@@ -130,7 +138,10 @@ def search(
                 if len(devices) > 1:  # there is a trial, so that they begin no more
                     run_all(create_workers(trainings.store, devices, "--trials", "1"), devices, lambda _: None)
                 found = write(repeat(trainings, chosen, range(seed + 1, seed + 1 + confirm)))
-            write_run(runs / f"{folder.name}.yml", file, given | chosen, describe_search(found))
+            settings = given | chosen
+            write_run(runs / f"{folder.name}.yml", file, settings, describe_search(found))
+            if float(settings[SHARE]):
+                pass_texts(trainings, chosen)
     except KeyboardInterrupt:
         msg.warn("Interrupted. All trials that have ended are kept, and the same command goes on.")
         raise
@@ -147,6 +158,35 @@ def search(
         msg.info(f"Other processes are at work on {others} trials: the last one of them sees all.")
     if better:
         msg.good(f"Wrote {file}, the run with the best settings: make all RUN={file.stem}")
+
+
+def settle_share(parameters: dict[str, Parameter], corpus: Path, train_on: str) -> bool:
+    """Settle whether the share of synthetic texts is searched: up to what the texts give, and not at all without any.
+
+    parameters (dict[str, Parameter]): What is to be searched, which is changed.
+    corpus, train_on: As `search` takes them.
+    RETURNS (bool): Whether it is searched.
+    RAISES (StepError): If it is not optional, and the run cannot have such texts.
+    """
+    if not (parameter := parameters.get(SHARE)):
+        return False
+    try:
+        if train_on == TAUGHT:
+            raise StepError("a run with teachers takes no synthetic texts.", "Search it in a run without teachers.")
+        highest = find_highest_share(corpus)
+    except StepError as error:
+        if not parameter.optional or len(parameters) == 1:
+            raise StepError(f"{SHARE} cannot be searched: {error.problem}", error.remedy) from error
+        del parameters[SHARE]
+        msg.info(f"{SHARE} is left out of the search: {error.problem} {error.remedy}")
+        return False
+    parameters[SHARE] = limit(parameter, highest)
+    if parameters[SHARE] != parameter:
+        msg.info(
+            f"The synthetic texts are enough for a share of {highest:.1%}, and none above is tried. More of them: "
+            f'make synthesize RUN={corpus.name} VARS="--vars.sentences 2000"'
+        )
+    return True
 
 
 # Several devices
@@ -493,11 +533,32 @@ def write_run(source: Path, path: Path, settings: dict[str, str], summary: str) 
     """
     variables = yaml.safe_load(source.read_text("utf8")) or {} if source.exists() else {}
     variables |= {name: settings[name] for name in OPTIONS if settings[name] != "auto"}
-    variables["overrides"] = ",".join(f"{name}={value}" for name, value in settings.items() if name not in OPTIONS)
+    others = {name: value for name, value in settings.items() if name not in (*OPTIONS, SHARE)}
+    variables["overrides"] = ",".join(f"{name}={value}" for name, value in others.items())
+    share = float(settings[SHARE])
+    if share or variables.get("train_on") == MIXED:
+        variables |= {"train_on": MIXED if share else "train", SHARE: share}
     comment = f"{HEADER} from the run {source.stem}. {summary}"
     lines = textwrap.wrap(comment, 120, subsequent_indent="# ")
     text = "\n".join(lines) + "\n" + yaml.safe_dump(variables, sort_keys=False, allow_unicode=True, width=10_000)
     path.write_text(text, encoding="utf8")
+
+
+def pass_texts(trainings: Trainings, best: dict[str, str]) -> None:
+    """Put the synthetic texts, and train with the best share of them, where the run with the best settings looks.
+
+    So `all` needs no other command between, and no language model is asked for the same again.
+
+    trainings (Trainings): Knows the corpus of the run that was searched.
+    best (dict[str, str]): The best settings.
+    """
+    corpus = trainings.corpus
+    texts = [corpus / name for name in (SYNTHETIC, *(f"{SYNTHETIC}.{kind}" for kind in ("jsonl", "json", "spacy")))]
+    with trainings.find_corpus(best) as place:
+        paths = [path for path in (*texts, place / f"{MIXED}.spacy", place / f"{MIXED}.json") if path.exists()]
+        with staged(corpus.with_name(trainings.target.name), *(path.name for path in paths)) as new:
+            for path in paths:
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, new / path.name)
 
 
 def draw_search(record: dict[str, Any]) -> Any:

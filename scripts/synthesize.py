@@ -16,6 +16,7 @@ import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from common.alignment import create_reader
 from common.corpora import read_docs
 from common.errors import StepError, main
+from common.mixing import SYNTHETIC, check_share, write_mixed
 from common.models import MIXED
 from common.records import code_digest, digest, made, record_inputs, sha256, staged, write_json, writes
 from common.synthesis import (
@@ -29,12 +30,10 @@ from common.synthesis import (
     find_writer,
     generate,
     measure_diversity,
-    mix,
     read_settings,
     recombine,
 )
 
-SYNTHETIC = "synthetic"
 CODE = Path(__file__).parent.parent / "common/synthesis.py"
 
 
@@ -84,12 +83,8 @@ def synthesize(
     show(record)
     msg.good(f"Wrote {corpus / SYNTHETIC}.spacy; {SYNTHETIC}.jsonl says of each text why it was kept or not")
     if share:
-        mixed = mix(train, found.docs, share)
-        reached = 1 - sum(map(len, train)) / sum(map(len, mixed))
         with staged(corpus, f"{MIXED}.spacy", f"{MIXED}.json") as folder:
-            DocBin(docs=mixed, store_user_data=True).to_disk(folder / f"{MIXED}.spacy")
-            record = {"train": inputs["train"], "inputs": {"share": reached, **inputs}}
-            write_json(folder / f"{MIXED}.json", record)
+            reached = write_mixed(corpus, share, folder)
         msg.good(f"Wrote {corpus / MIXED}.spacy, of which {reached:.1%} is synthetic")
         if reached < share - 0.01:
             msg.warn(f"There are too few texts for a share of {share:.1%}: make more with --vars.sentences")
@@ -97,17 +92,6 @@ def synthesize(
         raise StepError(
             f"Only {len(found.docs)} of {sentences} texts were made. {found.stopped}",
             "They are kept. The same command goes on, once the reason is gone or the limit is higher.",
-        )
-
-
-def check_share(share: float, train_on: str) -> None:
-    """Make sure that the run trains on the synthetic texts if it wants some. RAISES (StepError): If not."""
-    if not 0 <= share < 1:
-        raise StepError(f"synthetic_share is {share}.", "It is a part of 1, such as 0.3, and 0 for none.")
-    if bool(share) != (train_on == MIXED):
-        raise StepError(
-            f"The run trains on {train_on}, and its synthetic_share is {share}.",
-            f"Put both lines into the run's file: train_on: {MIXED} and synthetic_share: 0.3; or neither.",
         )
 
 

@@ -337,6 +337,22 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "corpus"
 
 
+@pytest.fixture
+def synthesized(tmp_path: Path, tiny_corpus: Path) -> Path:
+    """A copy of tiny_corpus with twice as much synthetic text as train has: the same sentences, each by itself."""
+    from spacy.tokens import DocBin
+
+    from common.corpora import read_docs
+    from common.records import sha256, write_json
+
+    folder = Path(shutil.copytree(tiny_corpus, tmp_path / "corpus/tiny"))
+    texts = [sentence.as_doc() for doc in read_docs(folder / "train.spacy") for sentence in doc.sents]
+    DocBin(docs=texts * 2, store_user_data=True).to_disk(folder / "synthetic.spacy")
+    inputs = {"method": "recombine", "seed": 0, "train": sha256(folder / "train.spacy")}
+    write_json(folder / "synthetic.json", {"inputs": inputs})
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_encoder: Path) -> Path:
     """A pipeline that was trained on tiny_corpus for one epoch; it knows LOC and PER."""

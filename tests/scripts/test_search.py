@@ -17,16 +17,21 @@ import pytest
 import spacy
 import yaml
 from filelock import FileLock
+from spacy.tokens import DocBin
+from spacy.vocab import Vocab
 
 from common import trainings
+from common.corpora import read_docs
 from common.devices import TrainingFailed, kill
 from common.errors import StepError
 from common.figures import save_figures
+from common.mixing import write_mixed
 from common.models import DIVERGED, find_trained
-from common.records import CURVES, digest, read_json, write_json
+from common.records import CURVES, claim, digest, read_json, write_json
+from common.space import read_space
 from common.training import prepare
 from scripts.run import read_run
-from scripts.search import ENOUGH, FIGURES, find_importance, search
+from scripts.search import ENOUGH, FIGURES, find_importance, search, settle_share, write_run
 from tests.conftest import ROOT, guard, words
 from tests.trainings import stop_trainings, wait_for
 
@@ -35,6 +40,7 @@ SPACE = """
 learn_rate: {times: [0.5, 2], explain: How far a step moves the weights.}
 training.dropout: {between: [0.0, 0.4], explain: Which share of the values is switched off.}
 """
+SHARE = "synthetic_share: {between: [0, 0.5], explain: Which part of the words is synthetic.%s}\n"
 Score = Callable[[dict[str, Any]], float]
 
 
@@ -132,6 +138,87 @@ def test_the_best_settings_become_a_run_that_trains_nothing_again(
     assert found["importance"] is None
     save_figures(FIGURES, found, tmp_path)
     assert "training.dropout" not in (svg := (tmp_path / "search.svg").read_text()) and "dropout" in svg
+
+
+def count_words(values: dict[str, Any]) -> int:
+    """How many words a training reads in an epoch."""
+    return sum(map(len, read_docs(Path(values["paths.train"]))))
+
+
+def test_the_best_share_of_synthetic_texts_becomes_a_run_that_has_the_texts(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, synthesized: Path, tiny_encoder: Path
+) -> None:
+    (tmp_path / "space.yml").write_text(SHARE % "")
+    fake, read = Fake(dropout_is_good), []
+
+    def score(values: dict[str, Any]) -> float:
+        read.append(count_words(values))
+        return read[-1] / 100
+
+    fake.score = score
+    found = run(fake, corpus=synthesized, trials=3, confirm=2)
+    default, best = found["trials"][0], found["trials"][found["best"]]
+    assert default["settings"] == {} and default["params"] == {"synthetic_share": 0}
+    assert read[0] == (alone := count_words({"paths.train": synthesized / "train.spacy"})) and max(read[1:3]) > alone
+    assert set(read[3:]) == {alone, max(read)}, "the other seeds have the best share too"
+    number = len(fake.trained)
+    assert run(fake, corpus=synthesized, trials=3, confirm=2)["trials"] == found["trials"]
+    assert len(fake.trained) == number, "texts of the same share are the same"
+    variables = read_run(tmp_path / "runs/tiny-best.yml", ROOT)
+    assert variables["train_on"] == "mixed" and variables["overrides"] == ""
+    assert float(variables["synthetic_share"]) == float(best["settings"]["synthetic_share"]) > 0
+    corpus = tmp_path / "corpus/tiny-best"
+    claim(corpus, "provenance.json")  # as convert does, which writes train and dev there
+    for split in ("train", "dev"):
+        shutil.copy(synthesized / f"{split}.spacy", corpus)
+    inputs, values = prepare(CONFIG, corpus, tiny_encoder, train_on="mixed")
+    assert count_words(values) == max(read) and find_trained(tmp_path / "training/tiny-best", inputs)
+    assert (corpus / "synthetic.spacy").exists(), "the texts can be looked at, and searched again"
+    assert not (synthesized / "mixed.spacy").exists() and not list(tmp_path.glob("training/tiny/search/corpus-*"))
+
+
+def test_the_share_is_searched_where_there_are_synthetic_texts(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, synthesized: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yml"
+    space.write_text(SPACE + SHARE % "")
+    with pytest.raises(StepError, match=r"synthetic_share cannot be searched: .* no synthetic\.spacy") as error:
+        run(trials=1)
+    assert "make synthesize RUN=" in error.value.remedy
+    space.write_text(SHARE % ", optional: true")
+    with pytest.raises(StepError, match="cannot be searched"):
+        run(trials=1)
+    with pytest.raises(StepError, match="with teachers"):
+        settle_share(read_space(space, {"synthetic_share": 0.0}), synthesized, "taught")
+    space.write_text(SPACE + SHARE % ", optional: true")
+    assert run(trials=1)["parameters"].keys() == {"learn_rate", "training.dropout"}
+    assert "synthetic_share is left out of the search" in words(capsys.readouterr().out)
+    (tmp_path / "training/tiny/search/study.db").unlink()
+    space.write_text(SPACE + SHARE.replace("0.5", "0.9") % ", optional: true")
+    assert run(corpus=synthesized, trials=1)["parameters"]["synthetic_share"]["range"] == "0 to 0.666667"
+    assert "enough for a share of 66.7%" in words(capsys.readouterr().out)
+    texts = DocBin().from_disk(synthesized / "synthetic.spacy")
+    DocBin(docs=[*texts.get_docs(Vocab())][:-1]).to_disk(synthesized / "synthetic.spacy")
+    with pytest.raises(StepError, match=r"begun with another space, synthetic texts\."):
+        run(corpus=synthesized)
+
+
+def test_a_run_with_a_share_is_the_default(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, synthesized: Path
+) -> None:
+    with pytest.raises(StepError, match=r"trains on train, and its synthetic_share is 0\.3"):
+        run(share=0.3)
+    write_mixed(synthesized, 0.3, synthesized)
+    (tmp_path / "runs/tiny.yml").write_text("source: sample\ntrain_on: mixed\nsynthetic_share: 0.3\n")
+    fake = Fake(dropout_is_good)
+    found = run(fake, corpus=synthesized, train_on="mixed", share=0.3, trials=2)
+    assert [values["paths.train"] for values in fake.trained] == [str(synthesized / "mixed.spacy")] * 2
+    assert found["best"] and read_run(tmp_path / "runs/tiny-best.yml", ROOT)["synthetic_share"] == "0.3"
+    assert read_json(tmp_path / "corpus/tiny-best/mixed.json") == read_json(synthesized / "mixed.json")
+    settings = {"epochs": "auto", "learn_rate": "auto", "batch_words": "auto", "synthetic_share": "0"}
+    write_run(tmp_path / "runs/tiny.yml", tmp_path / "runs/none.yml", settings, "")
+    variables = read_run(tmp_path / "runs/none.yml", ROOT)
+    assert variables["train_on"] == "train" and float(variables["synthetic_share"]) == 0
 
 
 def test_nothing_is_trained_twice(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

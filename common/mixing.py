@@ -1,0 +1,75 @@
+"""A share of synthetic texts in what a training learns from: `mixed.spacy`, which `synthesize` and `search` write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spacy.tokens import Doc, DocBin
+
+from common.corpora import read_docs
+from common.errors import StepError
+from common.models import MIXED
+from common.records import read_json, sha256, write_json
+from common.synthesis import mix
+
+SYNTHETIC = "synthetic"  # the texts of a corpus, and beside them what became of each, and what they were made from
+
+
+class Texts(NamedTuple):
+    """The documents of train, the synthetic texts that were made from them, and how, as `synthesize` recorded it."""
+
+    train: list[Doc]
+    made: list[Doc]
+    inputs: dict[str, Any]
+
+
+def check_share(share: float, train_on: str) -> None:
+    """Make sure that the run trains on the synthetic texts if it wants some. RAISES (StepError): If not."""
+    if not 0 <= share < 1:
+        raise StepError(f"synthetic_share is {share}.", "It is a part of 1, such as 0.3, and 0 for none.")
+    if bool(share) != (train_on == MIXED):
+        raise StepError(
+            f"The run trains on {train_on}, and its synthetic_share is {share}.",
+            f"Put both lines into the run's file: train_on: {MIXED} and synthetic_share: 0.3; or neither.",
+        )
+
+
+def read_texts(corpus: Path) -> Texts:
+    """Read the synthetic texts of a corpus.
+
+    corpus (Path): Folder with train.spacy, synthetic.spacy and synthetic.json.
+    RETURNS (Texts): The texts.
+    RAISES (StepError): If no texts were made from the present train.spacy.
+    """
+    inputs = read_json(corpus / f"{SYNTHETIC}.json").get("inputs", {})
+    if not (corpus / f"{SYNTHETIC}.spacy").exists() or inputs.get("train") != sha256(corpus / "train.spacy"):
+        raise StepError(
+            f"{corpus} has no {SYNTHETIC}.spacy that was made from its present train.spacy.",
+            f"Run synthesize first: make synthesize RUN={corpus.name}",
+        )
+    train, made = (read_docs(corpus / f"{name}.spacy") for name in ("train", SYNTHETIC))
+    return Texts(train, made, inputs)
+
+
+def find_highest_share(corpus: Path) -> float:
+    """The share that all synthetic texts of a corpus are together. RAISES (StepError): As `read_texts`."""
+    texts = read_texts(corpus)
+    return 1 - sum(map(len, texts.train)) / sum(map(len, [*texts.train, *texts.made]))
+
+
+def write_mixed(corpus: Path, share: float, folder: Path) -> float:
+    """Mix the first of the synthetic texts into train. The same texts and share give the same bytes.
+
+    corpus (Path): Folder with the texts, as `read_texts` takes it.
+    share (float): What part of the tokens shall be synthetic, from 0 to below 1.
+    folder (Path): Where to write mixed.spacy and mixed.json, from which `train` knows what it learns from.
+    RETURNS (float): The part that it is: less if there are too few texts.
+    RAISES (StepError): As `read_texts`.
+    """
+    texts = read_texts(corpus)
+    mixed = mix(texts.train, texts.made, share)
+    reached = 1 - sum(map(len, texts.train)) / sum(map(len, mixed))
+    DocBin(docs=mixed, store_user_data=True).to_disk(folder / f"{MIXED}.spacy")
+    write_json(folder / f"{MIXED}.json", {"train": texts.inputs["train"], "inputs": {"share": reached, **texts.inputs}})
+    return reached
