@@ -10,7 +10,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,14 +21,16 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 
 from common.errors import StepError
+from common.gpu import use_gpu
 from common.shards import Columns, File, Piece, Row, file_system, reaching, read_rows
 from common.suggestions import load_pipeline
-from common.workers import Tell, supervise
+from common.workers import Tell
 
 BATCH, BATCH_LENGTH = 64, 100_000  # documents that the pipeline reads at once, and their characters
 BUFFER = 10_000_000  # characters of texts whose annotation is in memory
 # Their names tell readers of parquet to leave them alone
 MANIFEST, RECORDS = "_manifest.json", "_shards"  # that there are all parts, and that there is a part
+ON_CPU = "See docs/corpora.md, GPUs, or take the CPU: leave out --vars.gpus"  # a way out where a GPU cannot be used
 RENAMES = ("local", "hdfs")  # file systems that rename at once; elsewhere a file appears when it is whole
 _CONCEPTS = "bert_ner_concepts_v2"  # the factory of the component that finds concepts, which no other needs
 
@@ -222,27 +223,23 @@ def name_of(number: int, kind: str) -> str:
 # Annotating
 
 
-def load(job: Job) -> Language:
-    """Load the pipeline of a job, for a process that computes in one thread.
+def load(job: Job, gpu_id: int) -> Language:
+    """Load the pipeline of a job, for a process that computes in one thread, or on a GPU.
 
     The last digits of a score depend on how many threads compute it. One thread in each of several processes takes no
     longer than several in one, and gives the same bytes however many processes there are.
-    """
-    torch.set_num_threads(1)
-    return load_pipeline(job.pipeline)
-
-
-def annotate_shards(job: Job, load: Callable[[Job], Language], shards: Sequence[Shard]) -> None:
-    """Annotate those shards that are not done, in a process that this one supervises: the task of a cluster.
 
     job (Job): The job.
-    load (Callable[[Job], Language]): The function `load`.
-    shards (Sequence[Shard]): The shards.
+    gpu_id (int): The number of the GPU among those that the process sees, or -1 for the CPU.
+    RETURNS (Language): The pipeline.
+    RAISES (StepError): If the pipeline cannot be loaded, or the GPU cannot be used.
     """
-    done = Target(job.target).names(RECORDS)
-    left = [shard for shard in shards if name_of(shard.number, "json") not in done]
-    for _ in supervise(left, partial(load, job), partial(annotate_shard, job), 1):
-        pass
+    torch.set_num_threads(1)
+    try:
+        use_gpu(gpu_id)
+    except StepError as error:
+        raise StepError(error.problem, ON_CPU) from error
+    return load_pipeline(job.pipeline)
 
 
 def annotate_shard(job: Job, nlp: Language, shard: Shard, skipped: Mapping[int, str], tell: Tell) -> dict[str, Any]:
@@ -335,9 +332,22 @@ def _annotate(nlp: Language, rows: list[Row], disable: list[str]) -> list[tuple[
         docs = nlp.pipe([row.text for row in rows], batch_size=len(rows), disable=disable)
         return list(zip(rows, docs, strict=True))
     except Exception as error:
+        _check_gpu()
         if len(rows) > 1:
             return [one for row in rows for one in _annotate(nlp, [row], disable)]
         return [(rows[0], f"the pipeline fails: {type(error).__name__}: {(str(error) or '-').splitlines()[0]}")]
+
+
+def _check_gpu() -> None:
+    """End this process if an error has cost it the GPU: to CUDA nothing helps but a new process.
+
+    Otherwise all documents that come after the one to blame would fail too.
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call,unused-ignore]
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise SystemExit(f"the GPU fails: {(str(error) or '-').splitlines()[0]}") from error
 
 
 class _Parquet:

@@ -1,30 +1,33 @@
-"""Annotate shards on a cluster of Ray. Each of its tasks supervises a process that has the pipeline."""
+"""Annotate shards on a cluster of Ray. Each of its actors supervises a process that has the pipeline."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import tqdm
 
 from common.errors import StepError
-from common.parts import RECORDS, Job, Shard, Target, annotate_shards, load, name_of
+from common.parts import ON_CPU, Job, Shard, annotate_shard, load
+from common.workers import count_cores, supervise
 
-RETRIES = 4  # of a task whose worker dies
-PAUSE = 10  # seconds between two looks at what is done
+RETRIES = 4  # of a shard whose actor dies
 
 
-def annotate_on_ray(job: Job, shards: Sequence[Shard], tasks: int) -> None:
-    """Let Ray annotate shards: on the cluster that RAY_ADDRESS names, as `ray job submit` does, or on this machine.
+@contextmanager
+def on_ray(processes: int, gpu: bool) -> Iterator[Callable[[Job, Sequence[Shard]], None]]:
+    """Connect to Ray: to the cluster that RAY_ADDRESS names, as `ray job submit` does, or to a new one on this machine.
 
-    As on Spark, a part counts by its record, and so Ray needs to know nothing but which shards each task gets.
-
-    job (Job): The job, whose files, pipeline and target every machine must find by the same names.
-    shards (Sequence[Shard]): The shards.
-    tasks (int): Into how many tasks they are divided; each takes a core and loads the pipeline once.
-    RAISES (StepError): If there is no Ray, if a task fails, or if somebody stops it.
+    processes (int): How many actors there are, each of which loads the pipeline once; 0 for one on each core or GPU.
+    gpu (bool): Whether an actor takes a GPU and computes on it.
+    YIELDS (Callable[[Job, Sequence[Shard]], None]): The function that annotates shards. Every machine must find the
+        files, the pipeline and the target of the job by the same names.
+    RAISES (StepError): If there is no Ray or, in the cluster, no GPU.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -33,30 +36,59 @@ def annotate_on_ray(job: Job, shards: Sequence[Shard], tasks: int) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address)
     else:
-        ray.init("local", num_cpus=tasks, include_dashboard=False)
-    # What an error of ours has is returned, because Ray cannot pickle the error itself
-    work = ray.remote(num_cpus=1, max_retries=RETRIES)(_work)
-    # Neighbours go to different tasks, since long documents often stand side by side
-    running = [work.remote(job, load, shards[first::tasks]) for first in range(min(tasks, len(shards)))]
-    names = {name_of(shard.number, "json") for shard in shards}
-    place = Target(job.target)
+        ray.init("local", num_cpus=processes or count_cores(), include_dashboard=False)
     try:
-        with tqdm.tqdm(desc="annotating", total=len(names), unit="part", disable=None) as bar:
-            while running:
-                ended, running = ray.wait(running, timeout=PAUSE)
-                for problem in filter(None, ray.get(ended)):
-                    raise StepError(*problem)
-                bar.update(len(names & place.names(RECORDS)) - bar.n)
-    except KeyboardInterrupt:
-        raise StepError("Stopped. The parts that are written are kept.", "Run the same again to go on.") from None
+        places = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+        if gpu and not places:  # for one that never comes, Ray would wait for ever
+            raise StepError("A GPU was asked for, and Ray finds none in its cluster.", ON_CPU)
+        yield partial(_annotate, ray, processes or places, gpu)
     finally:
         ray.shutdown()
 
 
-def _work(job: Job, load: Callable[[Job], Any], shards: Sequence[Shard]) -> tuple[str, str] | None:
-    """What a task does with its shards; returns what an error says."""
+def _annotate(ray: Any, actors: int, gpu: bool, job: Job, shards: Sequence[Shard]) -> None:
+    """Give each actor a shard, and the next one when it has done that, so that a slow machine holds nobody up.
+
+    RAISES (StepError): If an actor fails, or if somebody stops it.
+    """
+    create = ray.remote(num_cpus=1, num_gpus=int(gpu), max_restarts=-1, max_task_retries=RETRIES)(_Annotator).remote
+    loading = partial(load, job, 0 if gpu else -1)  # Ray lets an actor see its own GPU alone
+    waiting, running = deque(shards), {}
+    for _ in range(min(actors, len(shards))):
+        actor = create(job, loading)
+        running[actor.annotate.remote(waiting.popleft())] = actor
     try:
-        annotate_shards(job, load, shards)
-    except StepError as error:
-        return error.problem, error.remedy
-    return None
+        with tqdm.tqdm(desc="annotating", total=len(shards), unit="part", disable=None) as bar:
+            while running:
+                for ended in ray.wait([*running])[0]:
+                    if problem := ray.get(ended):
+                        raise StepError(*problem)
+                    actor = running.pop(ended)
+                    if waiting:
+                        running[actor.annotate.remote(waiting.popleft())] = actor
+                    else:
+                        ray.kill(actor)  # which makes room for one that there was no core or GPU for
+                    bar.update()
+    except KeyboardInterrupt:
+        raise StepError("Stopped. The parts that are written are kept.", "Run the same again to go on.") from None
+
+
+class _Annotator:
+    """An actor. Ray makes it anew if it dies, and repeats its call, which writes the same part again.
+
+    job (Job): The job.
+    load (Callable[[], Language]): Loads the pipeline.
+    """
+
+    def __init__(self, job: Job, load: Callable[[], Any]) -> None:
+        self.shards: deque[Shard] = deque()
+        self.records = supervise(iter(self.shards.popleft, None), [load], partial(annotate_shard, job))
+
+    def annotate(self, shard: Shard) -> tuple[str, str] | None:
+        """Annotate a shard; returns what an error says, because Ray cannot pickle the error itself."""
+        self.shards.append(shard)
+        try:
+            next(self.records)
+        except StepError as error:
+            return error.problem, error.remedy
+        return None

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
@@ -90,6 +92,7 @@ class _Worker(Generic[Item]):
         self.process = context.Process(target=_serve, args=(theirs, load, work), daemon=True)
         self.process.start()
         theirs.close()  # so that reading ends when the process does
+        self.load = load
         self.ready = False
         self.task: _Task[Item] | None = None
 
@@ -108,11 +111,16 @@ class _Worker(Generic[Item]):
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    # `sched_getaffinity` is not there on every system
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def supervise(
-    items: Sequence[Item],
-    load: Callable[[], State],
+    items: Iterable[Item],
+    loads: Sequence[Callable[[], State]],
     work: Work[State, Item, Result],
-    processes: int,
     ready: Callable[[int], object] = lambda memory: None,
     advance: Callable[..., object] = lambda *amounts: None,
 ) -> Generator[Result, None, None]:
@@ -120,24 +128,30 @@ def supervise(
 
     They are killed when the iteration ends or fails. If this process is killed, each of them ends with its item.
 
-    items (Sequence[Item]): The items, which are taken in their order.
-    load (Callable[[], State]): Called once in each process. It is pickled, as all else is that processes get.
-    work (Work[State, Item, Result]): Called for each item. It must leave nothing half done when it is killed.
-    processes (int): How many there are at a time.
+    items (Iterable[Item]): The items, which are taken in their order, each when there is a process for it.
+    loads (Sequence[Callable[[], State]]): One for each process that there is at a time, which calls it once, as does
+        the one that takes the place of a dead one. They are pickled, as all else is that processes get.
+    work (Work[State, Item, Result]): Called for each item. It must leave nothing half done when it is killed. If it
+        raises SystemExit, the process counts as dead, and what that says is why.
     ready (Callable[[int], object]): Called with the bytes of memory of the first process, once it has loaded; only then
         are the others started.
     advance (Callable[..., object]): Called with how much more is done; below 0 if a process with unfinished work dies.
     YIELDS (Result): What is returned for each item, in the order in which they are done.
     RAISES (StepError): If processes die while they load, or if an item kills them and no part of it is to blame.
     """
-    waiting = deque(_Task(item) for item in items)
+    coming = (_Task(item) for item in items)
+    waiting: deque[_Task[Item]] = deque()
     workers: dict[Connection, _Worker[Item]] = {}
+    places = deque(loads)  # those of processes that are not there
     loading_deaths, known = 0, False
     try:
-        while waiting or any(worker.task for worker in workers.values()):
-            wanted = min(processes, len(waiting) + sum(worker.task is not None for worker in workers.values()))
-            while len(workers) < (wanted if known else 1):
-                worker = _Worker[Item](load, work)
+        while True:
+            busy = sum(worker.task is not None for worker in workers.values())
+            waiting.extend(islice(coming, len(loads) - busy - len(waiting)))
+            if not waiting and not busy:
+                return
+            while len(workers) < (len(waiting) + busy if known else 1):
+                worker = _Worker[Item](places.popleft(), work)
                 workers[worker.connection] = worker
             for worker in workers.values():
                 if worker.ready and not worker.task and waiting:
@@ -147,7 +161,11 @@ def supervise(
                 try:
                     kind, value = worker.connection.recv()
                 except (EOFError, OSError):
-                    kind, value = "died", workers.pop(worker.connection).end()
+                    kind, value = "died", ""
+                if kind == "died":
+                    ended = workers.pop(worker.connection).end()
+                    value = value or ended
+                    places.append(worker.load)
                 task = worker.task
                 if kind == "failed":
                     raise value()
@@ -198,6 +216,9 @@ def _serve(connection: Connection, load: Callable[[], State], work: Work[State, 
             connection.send(("end", work(state, item, skipped, Tell(connection, probing))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except SystemExit as error:
+        with suppress(OSError):
+            connection.send(("died", str(error)))
     except BaseException as error:
         with suppress(OSError):
             connection.send(("failed", _wrap(error)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,37 @@ from typing import Annotated, Any, NamedTuple
 
 import psutil
 import pyarrow
+import torch
 import tqdm
 import typer
 from spacy.util import get_package_path
+from thinc.compat import has_cupy
 from wasabi import msg
 
 from bert_ner.inference import DTYPE_VARIABLE
+from common.devices import choose_devices
 from common.errors import StepError, main
-from common.parts import KEPT, MANIFEST, RECORDS, Job, Shard, Target, annotate_shard, create_schema, load, name_of
-from common.ray import annotate_on_ray
+from common.parts import (
+    KEPT,
+    MANIFEST,
+    ON_CPU,
+    RECORDS,
+    Job,
+    Shard,
+    Target,
+    annotate_shard,
+    create_schema,
+    load,
+    name_of,
+)
+from common.ray import on_ray
 from common.records import locked, read_json, record_inputs
 from common.shards import KINDS, Columns, File, Piece, find_files, pack, survey
-from common.spark import annotate_on_spark
-from common.workers import supervise
+from common.spark import on_spark
+from common.workers import count_cores, supervise
 
 PLAN = f"{RECORDS}/plan.json"
+ALL = "all"  # for gpus: those of this machine, or those that the engine gives
 SHOWN = 10  # so many bad documents are named; the manifest names all
 
 
@@ -47,7 +63,7 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-CLUSTERS = {Engine.SPARK: annotate_on_spark, Engine.RAY: annotate_on_ray}
+CLUSTERS = {Engine.SPARK: on_spark, Engine.RAY: on_ray}
 
 
 def annotate_corpus(
@@ -64,6 +80,7 @@ def annotate_corpus(
     size: Annotated[int, typer.Option(help="The most documents of a part", min=1)] = 1000,
     processes: Annotated[int, typer.Option(help="Processes, each with the pipeline; 0 for one a core", min=0)] = 0,
     engine: Annotated[Engine, typer.Option(help="What starts them, here or on a cluster")] = Engine.LOCAL,
+    gpus: Annotated[str, typer.Option(help=f"GPUs, with one process on each: 0,1 or {ALL}")] = "",
 ) -> None:
     """Annotate a corpus; what is done already is not done again, and what cannot be annotated is named."""
     if not texts.strip() or not target.strip() or not pipeline.strip():
@@ -71,21 +88,24 @@ def annotate_corpus(
             "It takes texts, a pipeline and a folder for what is found.",
             "For example: --vars.texts path/to/texts --vars.pipeline en_bert_ner --vars.target path/to/folder",
         )
-    # Two commands at a time would do everything twice
-    with locked(Path(target)) if "://" not in target else nullcontext():
+    os.environ["OMP_NUM_THREADS"] = "1"  # see `load`
+    devices = choose_places(processes, gpus) if engine == Engine.LOCAL else []
+    with (
+        nullcontext() if engine == Engine.LOCAL else open_cluster(engine, processes, gpus) as annotate_there,
+        # Two commands at a time would do everything twice
+        locked(Path(target)) if "://" not in target else nullcontext(),
+    ):
         place = Target(target)
         place.clear()
         chosen = Columns(text_column, id_column, parse_columns(columns))
-        plan = make_plan(place, texts, pipeline, chosen, parse_kept(keep), part_format, size)
+        plan = make_plan(place, texts, pipeline, chosen, parse_kept(keep), part_format, size, "gpu" if gpus else "cpu")
         job = Job(plan.files, chosen, plan.schema, pipeline, part_format.value, target)
         finished = place.names(RECORDS)
         left = [shard for shard in plan.shards if name_of(shard.number, "json") not in finished]
-        if left:
-            os.environ["OMP_NUM_THREADS"] = "1"  # see `load`
-            if engine in CLUSTERS:
-                CLUSTERS[engine](job, left, processes or count_cores())  # which shows how far it is itself
-            else:
-                annotate(job, left, sum(shard.rows for shard in plan.shards), processes or count_cores())
+        if left and annotate_there:
+            annotate_there(job, left)  # which shows how far it is itself
+        elif left:
+            annotate(job, left, sum(shard.rows for shard in plan.shards), devices)
         manifest = write_manifest(place, plan)
     show(manifest, target)
 
@@ -110,10 +130,43 @@ def parse_kept(names: str) -> list[str]:
     return [name for name in KEPT if name in wanted]
 
 
-def count_cores() -> int:
-    """Count the cores that this process may use."""
-    # `sched_getaffinity` is not there on every system
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def choose_places(processes: int, gpus: str) -> list[int]:
+    """Choose where the processes of this machine compute.
+
+    processes, gpus: As `annotate_corpus` takes them.
+    RETURNS (list[int]): For each process the number of its GPU, or -1 for the CPU.
+    RAISES (StepError): If there are no such GPUs, or if processes are to share one.
+    """
+    if not gpus:
+        return [-1] * (processes or count_cores())
+    if processes:
+        raise StepError("Each GPU has one process, so that processes has nothing to say.", "Take --vars.gpus alone.")
+    if gpus == ALL:
+        gpus = ",".join(map(str, range(max(1, torch.cuda.device_count()))))
+    try:
+        devices = choose_devices(-1, gpus, 1)
+    except StepError as error:
+        raise StepError(error.problem, ON_CPU) from error
+    if not has_cupy:
+        raise StepError("GPUs were asked for, and spaCy needs CuPy for them.", ON_CPU)
+    return devices
+
+
+def open_cluster(
+    engine: Engine, processes: int, gpus: str
+) -> AbstractContextManager[Callable[[Job, list[Shard]], None]]:
+    """Give the context in which an engine annotates shards.
+
+    engine, processes, gpus: As `annotate_corpus` takes them.
+    RETURNS (AbstractContextManager[Callable[[Job, list[Shard]], None]]): The context of `on_spark` or `on_ray`.
+    RAISES (StepError): If GPUs are named by their numbers.
+    """
+    if gpus not in ("", ALL):
+        raise StepError(
+            f"gpus is {gpus!r}, and with the engine {engine} it is the engine that gives each process its GPU.",
+            f"--vars.gpus {ALL}, and --vars.processes with the number of GPUs",
+        )
+    return CLUSTERS[engine](processes, bool(gpus))
 
 
 class Plan(NamedTuple):
@@ -136,12 +189,20 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    place: Target, texts: str, pipeline: str, columns: Columns, keep: list[str], part_format: Format, size: int
+    place: Target,
+    texts: str,
+    pipeline: str,
+    columns: Columns,
+    keep: list[str],
+    part_format: Format,
+    size: int,
+    device: str,
 ) -> Plan:
     """Make the plan, or find it where an earlier command has begun.
 
     place (Target): Where parts are written.
     texts, pipeline, columns, keep, part_format, size: As `annotate_corpus` takes them.
+    device (str): "cpu" or "gpu", which decides the last digits of scores.
     RETURNS (Plan): The plan, which is written there too.
     RAISES (StepError): If something else stands there, such as parts of other texts or of another pipeline.
     """
@@ -149,6 +210,7 @@ def make_plan(
     inputs = {
         "pipeline": identify(pipeline),
         "dtype": os.environ.get(DTYPE_VARIABLE, "auto"),
+        "device": device,
         "columns": [columns.text, columns.id, None if columns.others is None else list(columns.others)],
         "keep": keep,
         "format": part_format.value,
@@ -202,14 +264,14 @@ def identify(pipeline: str) -> dict[str, str]:
     return {"name": name, "version": str(found.get("version", "")), "provenance": provenance}
 
 
-def annotate(job: Job, shards: list[Shard], rows: int, processes: int) -> None:
+def annotate(job: Job, shards: list[Shard], rows: int, devices: list[int]) -> None:
     """Annotate shards in several processes, and show how far they are.
 
     job (Job): The job.
     shards (list[Shard]): Those that are not done.
     rows (int): How many rows all shards have.
-    processes (int): How many processes there are.
-    RAISES (StepError): If they would take more memory than is free.
+    devices (list[int]): As `choose_places` gives them.
+    RAISES (StepError): If the processes would take more memory than is free.
     """
     done = rows - sum(shard.rows for shard in shards)
     with tqdm.tqdm(desc="annotating", total=rows, initial=done, unit="doc", disable=None) as bar:
@@ -221,8 +283,9 @@ def annotate(job: Job, shards: list[Shard], rows: int, processes: int) -> None:
             bar.set_postfix_str(f"{words / (bar.format_dict['elapsed'] or 1):,.0f} words/s", refresh=False)
             bar.update(documents)
 
-        check = partial(check_memory, min(processes, len(shards)))
-        results = supervise(shards, partial(load, job), partial(annotate_shard, job), processes, check, advance)
+        loads = [partial(load, job, gpu_id) for gpu_id in devices[: len(shards)]]
+        check = partial(check_memory, len(loads))
+        results = supervise(shards, loads, partial(annotate_shard, job), check, advance)
         with closing(results):
             try:
                 for record in results:
@@ -245,7 +308,7 @@ def check_memory(processes: int, each: int) -> None:
     if processes * each > free:
         raise StepError(
             f"{said}, and {free / 1e9:.1f} GB are free.",
-            f"Start at most {free // each}: --vars.processes {free // each}",
+            f"Start at most {free // each}: --vars.processes {free // each}, or so many GPUs",
         )
     msg.info(f"{said}, and more for long texts")
 

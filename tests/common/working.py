@@ -11,15 +11,15 @@ from common.errors import StepError
 from common.workers import Tell, supervise
 
 
-def load(note: Path | None = None) -> int:
+def load(note: Path | None = None, place: str = "anywhere") -> str:
     if note:
         with note.open("a") as file:
-            file.write("loaded\n")
-    return os.getpid()
+            file.write(f"{place}\n")
+    return place
 
 
-def work(folder: Path, state: int, item: list[str], skipped: Mapping[int, str], tell: Tell) -> str:
-    """Join words. `die` kills the process each time, and `die once` the first time."""
+def work(folder: Path, state: str, item: list[str], skipped: Mapping[int, str], tell: Tell) -> str:
+    """Join words. `die` kills the process each time, `die once` the first time, and `exit` gives up."""
     found = []
     for number, word in enumerate(item):
         if number in skipped:
@@ -29,6 +29,8 @@ def work(folder: Path, state: int, item: list[str], skipped: Mapping[int, str], 
         if word == "die" or (word == "die once" and not (folder / "dead").exists()):
             (folder / "dead").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if word == "exit":
+            raise SystemExit("no way")
         if word == "fail":
             raise StepError("It fails.", "Do something.")
         if not tell.probing:
@@ -37,22 +39,30 @@ def work(folder: Path, state: int, item: list[str], skipped: Mapping[int, str], 
     return " ".join([*found, *skipped.values()])
 
 
-def die_always(folder: Path, state: int, item: list[str], skipped: Mapping[int, str], tell: Tell) -> None:
+def meet(note: Path, state: str, item: int, skipped: Mapping[int, str], tell: Tell) -> None:
+    """Wait until three processes have loaded. The second one makes room for the third."""
+    while len(loaded := note.read_text().splitlines()) < 3:
+        if state == "second" and loaded == ["first", "second"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        signal.sigtimedwait([], 0.01)
+
+
+def die_always(folder: Path, state: str, item: list[str], skipped: Mapping[int, str], tell: Tell) -> None:
     if not tell.probing:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_loading() -> int:
+def die_loading() -> str:
     os.kill(os.getpid(), signal.SIGKILL)
-    return 0
+    return ""
 
 
 def drive(path: str) -> None:
     """A process that supervises others, one of which says who it is."""
-    list(supervise([0], load, wait_until_alone, 1, advance=lambda pid: Path(path).write_text(f"{pid}\n")))
+    list(supervise([0], [load], wait_until_alone, advance=lambda pid: Path(path).write_text(f"{pid}\n")))
 
 
-def wait_until_alone(state: int, item: int, skipped: Mapping[int, str], tell: Tell) -> None:
+def wait_until_alone(state: str, item: int, skipped: Mapping[int, str], tell: Tell) -> None:
     tell.advance(os.getpid())
     driver = os.getppid()
     while os.getppid() == driver:

@@ -6,11 +6,15 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pyarrow
@@ -18,16 +22,17 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 import spacy
+import torch
 from spacy.language import Language
 from spacy.tokens import DocBin
 
 from common.errors import StepError
-from common.parts import LAYERS, MANIFEST, RECORDS, Target
+from common.parts import LAYERS, MANIFEST, RECORDS, Job, Target, load
 from common.records import read_json, sha256
-from common.shards import StoreError
+from common.shards import Columns, StoreError
 from common.workers import Tell
 from scripts import annotate_corpus as step
-from scripts.annotate_corpus import Format, annotate_corpus
+from scripts.annotate_corpus import Engine, Format, annotate_corpus
 from tests.conftest import ROOT, TEXT, guard, words
 from tests.scripts.fragile import DEADLY, DEADLY_ONCE, ORPHANING, WAITING, drive
 from tests.store import Reply, Store, refuse
@@ -56,13 +61,13 @@ def alone(nlp: Language, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The command does its work in this process; gets the shards that it works on."""
     done: list[Any] = []
 
-    def supervise(items: Sequence[Any], load: Callable[[], Any], work: Any, *rest: Any) -> Iterator[Any]:
+    def supervise(items: Sequence[Any], loads: Sequence[Callable[[], Any]], work: Any, *rest: Any) -> Iterator[Any]:
         for item in items:
             done.append(item)
-            yield work(load(), item, {}, Silent())
+            yield work(loads[0](), item, {}, Silent())
 
     monkeypatch.setattr(step, "supervise", supervise)
-    monkeypatch.setattr(step, "load", lambda job: nlp)
+    monkeypatch.setattr(step, "load", lambda job, gpu_id: nlp)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which the command sets, and which goes back to what it was
     return done
 
@@ -148,12 +153,15 @@ def test_what_is_done_is_not_done_again(texts: Path, pipeline: str, alone: list[
 
 
 def test_other_texts_or_another_pipeline_do_not_go_into_the_same_folder(
-    texts: Path, pipeline: str, alone: list[Any], tmp_path: Path
+    texts: Path, pipeline: str, alone: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out"
     annotate_corpus(str(texts), str(target), pipeline)
     with pytest.raises(StepError, match="not the same keep"):
         annotate_corpus(str(texts), str(target), pipeline, keep="text")
+    monkeypatch.setattr(step, "choose_places", lambda processes, gpus: [0])
+    with pytest.raises(StepError, match="not the same device"):
+        annotate_corpus(str(texts), str(target), pipeline, gpus="0")
     other = shutil.copytree(pipeline, tmp_path / "other")
     meta = read_json(other / "meta.json")
     (other / "meta.json").write_text(json.dumps(meta | {"version": "9"}))
@@ -177,7 +185,10 @@ def test_other_texts_or_another_pipeline_do_not_go_into_the_same_folder(
         ({"text_column": "body"}, "has no column 'body'"),
     ],
 )
-def test_mistakes_are_named(texts: Path, pipeline: str, tmp_path: Path, options: dict[str, str], said: str) -> None:
+def test_mistakes_are_named(
+    texts: Path, pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], said: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments: dict[str, Any] = {"texts": f"{texts}/y.parquet", "target": str(tmp_path / "out"), "pipeline": pipeline}
     with pytest.raises(StepError, match=said):
         annotate_corpus(**arguments | options)
@@ -193,7 +204,7 @@ def test_a_column_that_parts_have_too_is_refused(pipeline: str, alone: list[Any]
 def test_a_text_that_is_too_long_or_fails_costs_itself_alone(
     pipeline: str, alone: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(job: Any) -> Any:
+    def load(job: Any, gpu_id: int) -> Any:
         nlp = spacy.load(pipeline)
         tokenizer: Any = nlp.tokenizer
         nlp.max_length = 40
@@ -215,6 +226,81 @@ def test_a_text_that_is_too_long_or_fails_costs_itself_alone(
         "a.jsonl#2": "the pipeline fails: ValueError: deadly",
         "a.jsonl#3": "it has 54 characters, and the pipeline reads at most 40",
     }
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_error_that_costs_the_process_its_gpu_ends_it(
+    texts: Path,
+    pipeline: str,
+    nlp: Language,
+    alone: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: bool,
+) -> None:
+    """As CUDA does it: after some errors, whatever is computed on the GPU fails. `supervise` starts another process."""
+
+    def fail(*text: str) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered\n...")
+
+    monkeypatch.setattr(nlp, "tokenizer", fail)
+    monkeypatch.setattr("common.parts.torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("common.parts.torch.cuda.synchronize", fail if broken else lambda: None)
+    with (
+        pytest.raises(SystemExit, match="the GPU fails: CUDA error: device-side assert triggered")
+        if broken
+        else nullcontext()
+    ):
+        annotate_corpus(f"{texts}/y.parquet", str(tmp_path / "out"), pipeline)
+    assert (tmp_path / "out" / RECORDS / "part-000000.json").exists() != broken
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gpus": "0,2"}, "GPU 2 was asked for; PyTorch finds 2, from 0"),
+        ({"gpus": "0,0"}, "no different GPUs"),
+        ({"gpus": "all"}, "needs CuPy"),
+        ({"gpus": "0", "processes": 2}, "Each GPU has one process"),
+        ({"gpus": "0", "engine": Engine.RAY}, "with the engine ray it is the engine that gives"),
+        ({"gpus": "all", "engine": Engine.RAY}, "Ray finds none"),
+        ({"gpus": "all", "engine": Engine.SPARK}, r"Spark gives its tasks none: spark\.task\.resource\.gpu\.amount"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_written(
+    texts: Path, pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(step, "has_cupy", False)
+    ray, sql = MagicMock(), MagicMock()
+    ray.cluster_resources.return_value = {"CPU": 2.0}
+    session = sql.SparkSession.builder.appName().master().config().getOrCreate()
+    session.sparkContext.getConf().get.return_value = None
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "pyspark.sql", sql)
+    with pytest.raises(StepError, match=said) as error:
+        annotate_corpus(str(texts), str(tmp_path / "out"), pipeline, **options)
+    assert "--vars.gpus" in error.value.remedy and not (tmp_path / "out").exists()
+    assert ray.shutdown.called == ray.init.called and session.stop.called == ("Spark" in said)
+
+
+def test_there_is_a_process_for_each_gpu_or_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(step, "has_cupy", True)
+    assert step.choose_places(0, "2,0") == [2, 0] and step.choose_places(0, "all") == [0, 1, 2]
+    assert step.choose_places(2, "") == [-1, -1] and set(step.choose_places(0, "")) == {-1}
+
+
+def test_the_pipeline_is_not_loaded_where_its_gpu_is_not(pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    job = Job([], Columns(), pyarrow.schema([]), pipeline, "parquet", "")
+    with pytest.raises(StepError, match="GPU 1 was asked for, but this PyTorch is built for the CPU") as error:
+        load(job, 1)
+    assert "--vars.gpus" in error.value.remedy
 
 
 def test_docbins_have_everything(texts: Path, pipeline: str, nlp: Language, alone: list[Any], tmp_path: Path) -> None:
@@ -412,3 +498,73 @@ def test_a_cluster_makes_the_same_parts_though_a_worker_is_killed(
     assert read_json(tmp_path / cluster / MANIFEST) == read_json(tmp_path / "local" / MANIFEST)
     for path in (tmp_path / cluster).glob("part-*"):
         assert sha256(path) == sha256(tmp_path / "local" / path.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "processes", "gpus", "seen"),
+    [("local", 0, "0,1", ("0-of-all", "1-of-all")), ("ray", 3, "all", ("0-of-0", "0-of-1"))],
+)
+def test_each_process_has_a_gpu_of_its_own_and_a_slow_one_holds_nobody_up(
+    engine: str,
+    processes: int,
+    gpus: str,
+    seen: tuple[str, ...],
+    pipeline: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One document waits until all others are done. Ray has a GPU fewer than actors, and believes in GPUs unseen."""
+    if engine == "ray":
+        pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    folder, target = tmp_path / "texts", tmp_path / "out"
+    folder.mkdir()
+    found = [WAITING, "Turku .", "Mira Solberg left .", "Oslo", "Turku", "Norrvik Steel", "Peru"]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in found))
+    context = multiprocessing.get_context("spawn")
+    driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, processes, engine, gpus, 1))
+    driver.start()
+    while len(list((target / RECORDS).glob("part-*.json"))) < len(found) - 1:
+        assert driver.is_alive()
+        driver.join(0.05)
+    assert not (target / RECORDS / "part-000000.json").exists()
+    (folder / ".go").touch()
+    driver.join(guard(60))
+    assert driver.exitcode == 0
+    assert [row["text"] for row in read(target)] == found
+    assert {path.name for path in folder.glob(".gpu-*")} == {f".gpu-{gpu}" for gpu in seen}
+    assert read_json(target / MANIFEST)["inputs"]["device"] == "gpu"
+
+
+@pytest.mark.slow
+def test_spark_submit_decides_where_tasks_run_and_gives_each_a_gpu(pipeline: str, tmp_path: Path) -> None:
+    """A cluster of two workers, both of which a script says to have a GPU of their own."""
+    pyspark = pytest.importorskip("pyspark")
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java")
+    folder, target = tmp_path / "texts", tmp_path / "out"
+    folder.mkdir()
+    found = ["Turku .", "Mira Solberg left .", "Oslo", "Turku"]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in found))
+    finder, program = tmp_path / "find-gpus", tmp_path / "program.py"
+    finder.write_text("""#!/bin/sh\necho '{"name": "gpu", "addresses": ["5", "7"]}'\n""")
+    finder.chmod(0o755)
+    arguments = (str(folder), str(target), pipeline, 2, "spark", "all", 1)
+    program.write_text(f"from tests.scripts.fragile import drive\ndrive(*{arguments})\n")
+    options = {
+        "spark.worker.resource.gpu.amount": "2",
+        "spark.worker.resource.gpu.discoveryScript": str(finder),
+        "spark.executor.resource.gpu.amount": "1",
+        "spark.task.resource.gpu.amount": "1",
+        "spark.ui.enabled": "false",
+    }
+    command = [str(Path(pyspark.__file__).parent / "bin/spark-submit"), "--master", "local-cluster[1,2,1024]"]
+    command += [part for name, value in options.items() for part in ("--conf", f"{name}={value}")]
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run([*command, str(program)], cwd=ROOT, env=os.environ | environment, timeout=guard(120))
+    assert done.returncode == 0
+    assert [row["text"] for row in read(target)] == found
+    assert {path.name for path in folder.glob(".gpu-*")} <= {".gpu-0-of-5", ".gpu-0-of-7"}
+    assert [*folder.glob(".gpu-*")]
