@@ -32,25 +32,14 @@ from common.corpora import read_docs
 from common.errors import StepError, main
 from common.forgetting import count_entities
 from common.formatting import tabulate_synthetic
+from common.mixing import mix
 from common.models import train_aside
+from common.prompts import Method, Seeds, Settings, check_labels, read_settings
 from common.records import SPLITS, code_digest, digest, made, read_json, record_inputs, sha256, write_json, writes
 from common.scoring import create_examples, predict
+from common.sieve import Sieve
 from common.statistics import bootstrap, f_score, interval
-from common.synthesis import (
-    Made,
-    Method,
-    Seeds,
-    Settings,
-    Sieve,
-    check_labels,
-    find_limit,
-    find_writer,
-    generate,
-    measure_diversity,
-    mix,
-    read_settings,
-    recombine,
-)
+from common.synthesis import Made, find_limit, find_writer, generate, measure_diversity, recombine
 from common.training import identify_recipe, prepare
 
 SIZES = "25,50,100,200"

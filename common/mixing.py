@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ from common.corpora import read_docs
 from common.errors import StepError
 from common.models import MIXED
 from common.records import read_json, sha256, write_json
-from common.synthesis import mix
 
 SYNTHETIC = "synthetic"  # the texts of a corpus, and beside them what became of each, and what they were made from
 
@@ -73,3 +73,20 @@ def write_mixed(corpus: Path, share: float, folder: Path) -> float:
     DocBin(docs=mixed, store_user_data=True).to_disk(folder / f"{MIXED}.spacy")
     write_json(folder / f"{MIXED}.json", {"train": texts.inputs["train"], "inputs": {"share": reached, **texts.inputs}})
     return reached
+
+
+def mix(train: Sequence[Doc], synthetic: Iterable[Doc], share: float) -> list[Doc]:
+    """Add synthetic texts to the documents of train.
+
+    train (Sequence[Doc]): The documents.
+    synthetic (Iterable[Doc]): The texts, of which the first are taken; it may be endless.
+    share (float): What part of the tokens shall be synthetic, from 0 to below 1.
+    RETURNS (list[Doc]): The documents, then the texts: all of them if there are too few.
+    """
+    wanted = share / (1 - share) * sum(map(len, train))
+    added: list[Doc] = []
+    texts: Iterator[Doc] = iter(synthetic)
+    while wanted > 0 and (doc := next(texts, None)) is not None:
+        added.append(doc)
+        wanted -= len(doc)
+    return [*train, *added]

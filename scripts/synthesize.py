@@ -18,21 +18,10 @@ from common.corpora import read_docs
 from common.errors import StepError, main
 from common.mixing import SYNTHETIC, check_share, write_mixed
 from common.models import MIXED
+from common.prompts import Method, Seeds, Settings, check_labels, read_settings
 from common.records import code_digest, digest, made, record_inputs, sha256, staged, write_json, writes
-from common.synthesis import (
-    REASONS,
-    Made,
-    Method,
-    Seeds,
-    Settings,
-    Sieve,
-    check_labels,
-    find_writer,
-    generate,
-    measure_diversity,
-    read_settings,
-    recombine,
-)
+from common.sieve import REASONS, Sieve
+from common.synthesis import Made, find_writer, generate, measure_diversity, recombine
 
 CODE = Path(__file__).parent.parent / "common/synthesis.py"
 

@@ -14,8 +14,8 @@ from common.chat import Chat
 from common.corpora import read_docs
 from common.errors import StepError
 from common.formatting import tabulate_synthetic
+from common.prompts import Method
 from common.records import read_json, record_inputs
-from common.synthesis import Method
 from common.training import prepare
 from tests.common.test_synthesis import SETTINGS, TRAIN, create_docs, write_splits, write_story
 from tests.conftest import ROOT, words

@@ -15,32 +15,15 @@ from hypothesis import strategies as st
 from spacy.tokens import Doc, DocBin
 
 from common import chat as client
+from common import sieve as sieving
 from common import synthesis
 from common.alignment import create_reader
 from common.chat import Chat
 from common.errors import StepError
-from common.synthesis import (
-    Method,
-    Named,
-    Seeds,
-    Settings,
-    Sieve,
-    check_labels,
-    find_limit,
-    generate,
-    has_invented,
-    locate,
-    mark,
-    measure_diversity,
-    measure_usage,
-    mix,
-    read_log,
-    read_marks,
-    read_settings,
-    recombine,
-    split_answer,
-    write_prompt,
-)
+from common.mixing import mix
+from common.prompts import Method, Named, Seeds, Settings, check_labels, locate, mark, read_settings, write_prompt
+from common.sieve import Sieve, has_invented, read_marks, split_answer
+from common.synthesis import find_limit, generate, measure_diversity, measure_usage, read_log, recombine
 from tests.conftest import ROOT
 from tests.endpoint import Endpoint, serving
 
@@ -316,7 +299,7 @@ def test_a_text_is_kept_or_the_reason_is_said(
     create_sieve: Callable[..., Sieve], text: str, names: Any, verdict: str
 ) -> None:
     sieve = create_sieve()
-    assert sieve.sift(text, names, "x-1") == verdict and (not verdict or verdict in synthesis.REASONS)
+    assert sieve.sift(text, names, "x-1") == verdict and (not verdict or verdict in sieving.REASONS)
     assert len(sieve.kept) == (not verdict)
     for doc in sieve.kept:
         assert sorted((ent.text, ent.label_) for ent in doc.ents) == sorted(PAIR)
@@ -330,7 +313,7 @@ def test_what_was_kept_already_is_not_kept_again(create_sieve: Callable[..., Sie
 
 
 def test_no_label_gets_more_than_its_share(create_sieve: Callable[..., Sieve], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesis, "FEWEST", 2)
+    monkeypatch.setattr(sieving, "FEWEST", 2)
     sieve = create_sieve(most=0.6)
     verdicts = [
         sieve.sift(f"{name} {rest}", ((name, label),), "x")

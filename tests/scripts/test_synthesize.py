@@ -12,8 +12,8 @@ from spacy.tokens import DocBin
 from common import chat as client
 from common.corpora import read_docs
 from common.errors import StepError
+from common.prompts import Method, read_settings
 from common.records import read_json, write_json
-from common.synthesis import Method, read_settings
 from common.training import prepare
 from scripts.synthesize import synthesize
 from tests.common.test_synthesis import FILE, HELD_OUT, SETTINGS, TRAIN, create_docs, write_splits, write_story
