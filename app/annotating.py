@@ -13,9 +13,10 @@ import streamlit as st
 from app.annotate import split_text
 from app.marking import Action, Desk
 from app.reviewing import ConflictDesk, FindingDesk, list_conflicts
-from common.annotations import STORE, Change, Named, Store
+from common.annotations import Change, Named
 from common.errors import StepError
 from common.reviews import FINDINGS, LabelError, read_label_errors
+from common.store import STORE, Store
 
 SHOWN_LENGTH = 20_000  # characters of a document that are shown at once
 SHOWN_CHANGES = 100  # adjudicate writes all of the log

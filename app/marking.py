@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from common.alignment import create_tokenizer
-from common.annotations import Annotation, ConflictError, Span, Standing, Store, Task
+from common.annotations import Annotation, Span, Task
 from common.errors import StepError
 from common.formatting import COLORS
+from common.store import ConflictError, Standing, Store
 
 PALETTE = ("#ffd7a8", "#b9d8ff", "#c6ecc0", "#e5d0f5", "#ffe08a", "#ffc9d4", "#b8ece6", "#d9d9d9", "#dfe6a8")
 

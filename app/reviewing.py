@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from app.marking import Action, Desk
 from common.agreement import ADJUDICATED, Place, decide, find_places
-from common.annotations import Annotation, Change, ConflictError, Document, Named, Ruling, Span, Standing, Store, Task
+from common.annotations import Annotation, Change, Document, Named, Ruling, Span, Task
 from common.reviews import LabelError, Verdict, effective, judge
+from common.store import ConflictError, Standing, Store
 
 MEANWHILE = "Somebody has changed this document since you opened it. Your last key changed nothing."
 

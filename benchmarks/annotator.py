@@ -15,8 +15,9 @@ from spacy.tokens import Doc
 
 from app.marking import Action, Desk, words_of
 from common.agreement import keys
-from common.annotations import STORE, Document, Span, Store
+from common.annotations import Document, Span
 from common.scoring import create_raw_doc
+from common.store import STORE, Store
 from common.suggestions import find_by_pipeline
 
 ANNOTATOR = "gold"

@@ -27,13 +27,14 @@ from benchmarks.annotator import Gold, annotate, read_gold
 from benchmarks.curve import SCORED, draw_order, find_needed, score_ours, spread, write_part
 from benchmarks.harness import PIPELINE, ROOT, choose, machine
 from common import scoring
-from common.annotations import STORE, Document, Store
+from common.annotations import Document
 from common.corpora import read_docs
 from common.errors import StepError, main
 from common.figures import Figures, save_figures
 from common.formatting import describe_effort, tabulate_effort
 from common.models import train_aside
 from common.records import SPLITS, digest, read_json, record_inputs, write_json, writes
+from common.store import STORE, Store
 from common.training import prepare
 
 RANDOM, SELECT = "random", "select"

@@ -21,8 +21,9 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 
 from common.errors import StepError
+from common.filesystems import file_system, reaching
 from common.gpu import use_gpu
-from common.shards import Columns, File, Piece, Row, file_system, reaching, read_rows
+from common.shards import Columns, File, Piece, Row, read_rows
 from common.suggestions import load_pipeline
 from common.workers import Tell
 

@@ -9,19 +9,17 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow
-from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from pyarrow.parquet import ParquetFile
 
 from common.decoding import DELIMITERS, TEXT, decode, read_packed
 from common.errors import StepError
+from common.filesystems import FileSystemError, file_system, list_files, open_file
 from common.texts import HUB, fetch_texts
 from common.unpack import UnreadableError
 
@@ -49,12 +47,9 @@ class File(NamedTuple):
     def open(self) -> Any:
         """Open it for reading at any place.
 
-        RAISES (StoreError): Now or while it is read, if it is elsewhere and cannot be reached.
+        RAISES (FileSystemError): Now or while it is read, if it is elsewhere and cannot be reached.
         """
-        system, _ = file_system(self.place)
-        with reaching(system):
-            stream = system.open_input_file(self.path)
-        return stream if isinstance(system, LocalFileSystem) else _Remote(system, stream)
+        return open_file(self.place, self.path)
 
     @property
     def kind(self) -> str:
@@ -111,80 +106,7 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-# Places
-
-
-class StoreError(StepError):
-    """A file system elsewhere does not answer, or refuses: no text is to blame, and none is given up."""
-
-
-@contextmanager
-def reaching(system: FileSystem) -> Iterator[None]:
-    """Raise a StoreError instead of an OSError of a file system elsewhere, unless a file is not there."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        if isinstance(system, LocalFileSystem):
-            raise
-        raise StoreError(
-            f"The file system {system.type_name} fails: {_first_line(error)}",
-            "Look at the URL, the credentials and the network, and run the same again: what is done is kept.",
-        ) from error
-
-
-class _Remote(io.RawIOBase):
-    """A file elsewhere. What pyarrow raises for the network is what it raises for damaged parquet: here they differ."""
-
-    def __init__(self, system: FileSystem, stream: Any) -> None:
-        self.system = system
-        self.stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        position: int = self.stream.seek(offset, whence)
-        return position
-
-    def tell(self) -> int:
-        position: int = self.stream.tell()
-        return position
-
-    def readinto(self, buffer: Any) -> int:
-        with reaching(self.system):
-            length: int = self.stream.readinto(buffer)
-        return length
-
-    def readall(self) -> bytes:
-        with reaching(self.system):
-            data: bytes = self.stream.read()
-        return data
-
-
-@cache
-def file_system(place: str) -> tuple[FileSystem, str]:
-    """Find the file system of a place.
-
-    place (str): A path, or a URL that pyarrow knows: s3://bucket/folder, gs://, hdfs://, abfs://, file://.
-    RETURNS (tuple[FileSystem, str]): The file system, and the path in it.
-    RAISES (StepError): If the URL is of an unknown kind, or if its file system cannot be reached.
-    """
-    if "://" not in place:
-        return LocalFileSystem(), Path(place).absolute().as_posix()
-    scheme = place.partition("://")[0]  # the rest of a URL may hold a password
-    try:
-        system, path = FileSystem.from_uri(place)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise StepError(
-            f"A URL of {scheme}:// cannot be used: {str(error).replace(place, f'{scheme}://…')}",
-            "See https://arrow.apache.org/docs/python/filesystems.html for the kinds of URLs and their credentials.",
-        ) from error
-    return system, path.rstrip("/")
+# Files
 
 
 def find_files(names: str) -> tuple[list[File], list[str]]:
@@ -208,7 +130,7 @@ def find_files(names: str) -> tuple[list[File], list[str]]:
         shown = place if "://" not in place else f"{place.partition('://')[0]}://{path}"
         # The folder above the first part with a star; ids begin below it
         root = path.partition("*")[0].rpartition("/")[0] if "*" in path else path
-        infos = _list(system, path)
+        infos = list_files(system, path)
         if not infos:
             raise StepError(f"There is no {shown}.", "Check the path; paths have commas between them.")
         for info in sorted(infos, key=lambda info: info.path):
@@ -228,20 +150,6 @@ def find_files(names: str) -> tuple[list[File], list[str]]:
                 "Name the folder above both.",
             )
     return list(found.values()), others
-
-
-def _list(system: FileSystem, path: str) -> list[Any]:
-    """The files at a path, in a folder or of a pattern."""
-    infos = []
-    with reaching(system):
-        matches = ArrowFSWrapper(system).glob(path) if "*" in path else [path]
-        for info in system.get_file_info(matches) if matches else ():
-            if info.type == FileType.File:
-                infos.append(info)
-            elif info.type == FileType.Directory:
-                inside = system.get_file_info(FileSelector(info.path, recursive=True))
-                infos += [one for one in inside if one.type == FileType.File]
-    return infos
 
 
 # Shards
@@ -269,7 +177,7 @@ def survey(files: Iterable[File], columns: Columns, size: int) -> Survey:
     size (int): The most rows of a piece.
     RETURNS (Survey): The pieces.
     RAISES (StepError): If a table has no column of the text's name, with those that it has.
-    RAISES (StoreError): If a file is elsewhere and cannot be reached.
+    RAISES (FileSystemError): If a file is elsewhere and cannot be reached.
     """
     found = Survey([], {}, [])
     for number, file in enumerate(files):
@@ -381,7 +289,7 @@ def read_rows(files: Sequence[File], piece: Piece, columns: Columns) -> Iterator
     piece (Piece): The piece.
     columns (Columns): The columns of tables.
     YIELDS (Row): The documents. An empty line is none.
-    RAISES (StoreError): If the file is elsewhere and cannot be reached.
+    RAISES (FileSystemError): If the file is elsewhere and cannot be reached.
     """
     file = files[piece.file]
     next_row = piece.start
@@ -391,7 +299,7 @@ def read_rows(files: Sequence[File], piece: Piece, columns: Columns) -> Iterator
                 if raw is not None:
                     yield _row_of(file, number, raw, columns)
                 next_row = number + 1
-    except StoreError:
+    except FileSystemError:
         raise
     except (OSError, pyarrow.ArrowException, UnreadableError, StepError) as error:
         row = _row_of(file, next_row, f"cannot be read: {_first_line(error)}", columns)
@@ -403,8 +311,9 @@ Raws = Iterator[tuple[int, dict[str, Any] | str | None]]  # the numbers of rows,
 
 
 def _row_of(file: File, number: int, raw: dict[str, Any] | str, columns: Columns) -> Row:
-    name = f"{file.name}#{number + 1}" if file.kind in _READERS else file.name
-    place = f"{file.name}, row {number + 1}" if file.kind in _READERS else file.name
+    name = place = file.name
+    if file.kind in _READERS:
+        name, place = f"{file.name}#{number + 1}", f"{file.name}, row {number + 1}"
     if isinstance(raw, str):
         return Row(name, place, problem=raw)
     text, given = raw.get(columns.text), raw.get(columns.id)
@@ -420,7 +329,7 @@ def _row_of(file: File, number: int, raw: dict[str, Any] | str, columns: Columns
 
 
 def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_whole(file: File, stream: Any, piece: Piece, columns: Columns) -> Raws:
@@ -431,28 +340,26 @@ def _read_whole(file: File, stream: Any, piece: Piece, columns: Columns) -> Raws
 def _read_docbin(file: File, stream: Any, piece: Piece, columns: Columns) -> Raws:
     from spacy.vocab import Vocab
 
-    docs = _load_docbin(stream).get_docs(Vocab())
-    for number, doc in enumerate(docs):
-        if piece.start <= number < piece.start + piece.rows:
-            yield number, {columns.text: doc.text, columns.id: doc.user_data.get("id")}
+    docs = enumerate(_load_docbin(stream).get_docs(Vocab()))
+    for number, doc in islice(docs, piece.start, piece.start + piece.rows):
+        yield number, {columns.text: doc.text, columns.id: doc.user_data.get("id")}
 
 
 def _read_parquet(file: File, stream: Any, piece: Piece, columns: Columns) -> Raws:
     table = ParquetFile(stream)
     names = table.schema_arrow.names
     wanted = [name for name in names if name in (columns.text, columns.id)] + columns.choose(names)
+    end = piece.start + piece.rows
     first = 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
-        if first < piece.start + piece.rows and first + rows > piece.start:
+        if first < end and first + rows > piece.start:
             number = first
             for batch in table.iter_batches(BATCH, [group], wanted):
-                if number + len(batch) > piece.start:
-                    for place in range(len(batch)):
-                        if piece.start <= number + place < piece.start + piece.rows:
-                            yield number + place, _read_cells(batch, place)
+                for place in range(max(0, piece.start - number), min(len(batch), end - number)):
+                    yield number + place, _read_cells(batch, place)
                 number += len(batch)
-                if number >= piece.start + piece.rows:
+                if number >= end:
                     return
         first += rows
 
@@ -460,11 +367,7 @@ def _read_parquet(file: File, stream: Any, piece: Piece, columns: Columns) -> Ra
 def _read_cells(batch: pyarrow.RecordBatch, place: int) -> dict[str, Any] | str:
     try:
         return {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-    except (
-        ValueError,
-        OverflowError,
-        pyarrow.ArrowException,
-    ) as error:  # no UTF-8, or no date of Python's
+    except (ValueError, OverflowError, pyarrow.ArrowException) as error:  # no UTF-8, or no date of Python's
         return f"a cell cannot be read: {_first_line(error)}"
 
 

@@ -10,9 +10,10 @@ import typer
 from wasabi import msg
 
 from common.agreement import ADJUDICATED, decide, find_conflicts, measure_agreement
-from common.annotations import Annotation, ConflictError, Store, open_store
+from common.annotations import Annotation
 from common.errors import StepError, main
 from common.records import staged, write_json, writes
+from common.store import ConflictError, Store, open_store
 
 CONFLICTS, DECISIONS = "conflicts.json", "decisions.jsonl"
 SHOWN = 10  # so many conflicts are printed; the file has all

@@ -18,7 +18,6 @@ from wasabi import msg
 
 from common.agreement import decide
 from common.alignment import align, create_reader
-from common.annotations import STORE, open_store
 from common.corpora import read_docs
 from common.errors import StepError, main
 from common.formatting import percent
@@ -29,6 +28,7 @@ from common.records import check_run, staged, write_json
 from common.reviews import FINDINGS, LabelError, effective, is_settled
 from common.splits import DOCUMENTS, stratify
 from common.statistics import bootstrap, f_score, interval
+from common.store import STORE, open_store
 from common.training import prepare
 
 DEV = 0.1  # of the documents to learn from; they choose the best weights and calibrate the scores

@@ -5,9 +5,7 @@ A figure that was measured with other code than the present one gets a dagger, s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +13,13 @@ import typer
 import yaml
 from wasabi import msg
 
-import bert_ner
 from common.errors import StepError, main
 from common.formatting import (
     describe_effort,
     describe_forecast,
     describe_threshold,
     describe_whole,
+    interval_text,
     percent,
     score_rows,
     tabulate_continuing,
@@ -30,15 +28,10 @@ from common.formatting import (
     tabulate_effort,
     tabulate_synthetic,
 )
-from common.records import digest, read_json, record_inputs, sha256
-from common.training import identify_recipe
+from common.published import DAGGER, NEEDED, PROCESSORS, Run, find_present, read_metrics
 
 START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
-MARK, LEGEND = "†", "† Measured with other code than the present one."
-NEEDED = ("test", "evaluation", "package", "concepts")
-OPTIONAL = ("ablation", "curve", "effort", "corrupt", "synthetic", "continuing")
-TIMED = ("speed", "service", "training", "training-full")  # in a folder for each kind of processor
-PROCESSORS = ("bfloat16", "vnni", "avx2", "none")  # the best first, whose figures README.md shows
+LEGEND = f"{DAGGER} Measured with other code than the present one."
 
 SHIPPED = [
     "run",
@@ -82,38 +75,6 @@ ABLATION = [
 ]
 
 
-@dataclass
-class Present:
-    """The code of today, as the inputs of metrics and of models would name it.
-
-    steps (dict[str, set[str]]): By the name of a JSON file, the digests of the modules that write it.
-    inputs (dict[str, str]): Other inputs of metrics, by name.
-    model (dict[str, str]): Inputs of a model, by name.
-    """
-
-    steps: dict[str, set[str]]
-    inputs: dict[str, str]
-    model: dict[str, str]
-
-
-@dataclass
-class Run:
-    """The published metrics of a run.
-
-    name (str): Its name.
-    records (dict[str, dict[str, Any]]): The JSON files that it has, by name.
-    stale (set[str]): The names of those that were measured with other code than the present one.
-    """
-
-    name: str
-    records: dict[str, dict[str, Any]]
-    stale: set[str]
-
-    def mark(self, record: str, figure: str, older: bool = False) -> str:
-        """A figure from a record, with a dagger if the record, or just this figure of it, is of other code."""
-        return figure + MARK * ((older or record in self.stale) and figure != "–")
-
-
 def document(
     readme: Annotated[Path, typer.Argument(help="README.md", exists=True, dir_okay=False)],
     docs: Annotated[Path, typer.Argument(help="Folder with results.md, performance.md, commands.md", exists=True)],
@@ -123,12 +84,12 @@ def document(
 ) -> None:
     """Write the tables of results, speed and commands into README.md and docs/."""
     present = find_present(project, config)
-    found = [read_run(folder, present) for folder in runs]
+    found = [read_metrics(folder, present) for folder in runs]
     tables = {
         readme: tabulate_overview(found),
         docs / "results.md": tabulate_results(found),
         docs / "performance.md": tabulate_performance(
-            [read_run(folder, present, name) for folder in runs for name in PROCESSORS if (folder / name).exists()]
+            [read_metrics(folder, present, name) for folder in runs for name in PROCESSORS if (folder / name).exists()]
         ),
         docs / "commands.md": tabulate_commands(project),
     }
@@ -139,81 +100,6 @@ def document(
     for run in found:
         if run.stale:
             msg.warn(f"{run.name}: measured with other code than the present one: {', '.join(sorted(run.stale))}")
-
-
-def find_present(project: Path, config: Path) -> Present:
-    """Identify the code of today: of the steps that write metrics, of the pipeline, and of training.
-
-    project (Path): project.yml, which says what step writes which file.
-    config (Path): The training config.
-    RETURNS (Present): Their digests.
-    """
-    commands = yaml.safe_load(project.read_text("utf8"))["commands"]
-    modules = {command["name"]: _find_modules(project.parent, command["script"]) for command in commands}
-    steps: dict[str, set[str]] = {}
-    for command in commands:
-        names = {Path(path).stem for path in command.get("outputs", []) if re.fullmatch(r"metrics/.*\.json", path)}
-        if names & {*NEEDED, *OPTIONAL, *TIMED}:
-            codes = {record_inputs(code=path)["code"] for path in modules[command["name"]]}
-            for name in names:
-                steps.setdefault(name, set()).update(codes)
-    (service,) = modules["serve"]
-    inputs = record_inputs(pipeline=Path(bert_ner.__file__), service=service) | {"config": sha256(config)}
-    return Present(steps, inputs, identify_recipe(config))
-
-
-def _find_modules(folder: Path, script: Iterable[str]) -> list[Path]:
-    """The project's own files that the lines of a command run by `python -m`."""
-    names = re.findall(r"^python -m ([\w.]+)", "\n".join(script), re.M)
-    paths = (folder / f"{name.replace('.', '/')}.py" for name in names)
-    return [path for path in paths if path.exists()]
-
-
-def read_run(folder: Path, present: Present, processor: str = "") -> Run:
-    """Read the metrics of a run.
-
-    folder (Path): Folder with the files of NEEDED, and perhaps those of OPTIONAL, and folders with those of TIMED.
-    present (Present): The code of today.
-    processor (str): The kind of processor, one of PROCESSORS; otherwise the best one that there is.
-    RETURNS (Run): The run.
-    RAISES (StepError): If a file of NEEDED is missing.
-    """
-    processor = processor or next((name for name in PROCESSORS if (folder / name).exists()), "none")
-    paths = {name: folder / f"{name}.json" for name in NEEDED + OPTIONAL}
-    paths |= {name: folder / processor / f"{name}.json" for name in TIMED}
-    records = {name: record for name, path in paths.items() if (record := read_json(path))}
-    lacking = ", ".join(f"{name}.json" for name in NEEDED if name not in records)
-    if lacking:
-        raise StepError(f"{folder} lacks {lacking}.", "Run all for this run, and then reference.")
-    return Run(folder.name, records, find_stale(records, present))
-
-
-def find_stale(records: dict[str, dict[str, Any]], present: Present) -> set[str]:
-    """Find out which metrics were measured with other code than the present one. What does not say so counts too.
-
-    records (dict[str, dict[str, Any]]): Metrics of a run by the name of the file, evaluation among them.
-    present (Present): The code of today.
-    RETURNS (set[str]): Names of files.
-    """
-    trained = records["evaluation"].get("training", {}).get("inputs", {})
-    model = digest(trained) if all(trained.get(name) == value for name, value in present.model.items()) else None
-
-    def is_fresh(name: str) -> bool:
-        inputs = records[name].get("inputs", {})
-        of_today = [inputs[key] == value for key, value in present.inputs.items() if key in inputs]
-        if "model" in inputs:
-            of_today.append(inputs["model"] == model)
-        return inputs.get("code") in present.steps.get(name, ()) and bool(of_today) and all(of_today)
-
-    stale = {name for name in records if name != "test" and not is_fresh(name)}
-    # spaCy writes test.json in the same step, without inputs
-    if "evaluation" in stale or _f1(records["test"]) != _f1(records["evaluation"]["test"]["predicted_sentences"]):
-        stale.add("test")
-    return stale
-
-
-def _f1(scores: dict[str, Any]) -> float | None:
-    return None if scores["ents_f"] is None else round(scores["ents_f"], 6)
 
 
 def tabulate_overview(runs: list[Run]) -> str:
@@ -330,17 +216,17 @@ def tabulate_ablation(run: Run) -> str:
     rows = []
     for name, entry in run.records["ablation"]["summary"].items():
         test = [_mean(entry["test"].get(column)) for column in columns]
-        test[0] += f" ({_interval(entry['interval'])})"
+        test[0] += f" ({interval_text(entry)})"
         calibration, gain = entry.get("calibration"), entry.get("gain")
         worth = ["–", "–"]
         if calibration:
             precision, recall = (percent(calibration.get(key)) for key in ("precision", "recall"))
             worth = [f"{calibration['expected_calibration_error']:.3f}", f"{precision} and {recall}"]
-        gained = f"{percent(gain['mean'])} ({_interval(gain['interval'])})" if gain else "–"
+        gained = f"{percent(gain['mean'])} ({interval_text(gain)})" if gain else "–"
         figures = [_mean(entry["dev"]["gold_sentences"]), *test, *worth, gained]
         rows.append([name, entry["seeds"], *(run.mark("ablation", figure, "older" in entry) for figure in figures)])
     title = f"`{run.name}`: mean over seeds ± standard deviation, and the 95% interval over the documents of test."
-    return f"{title}\n\n{_table(ABLATION, rows)}"
+    return _join(title, _table(ABLATION, rows))
 
 
 def tabulate_sizes(run: Run) -> str:
@@ -406,10 +292,6 @@ def _mean(scores: dict[str, Any] | None) -> str:
     return percent(scores["mean"]) + (f" ± {100 * scores['sd']:.1f}" if scores["sd"] is not None else "")
 
 
-def _interval(ends: list[float]) -> str:
-    return " to ".join(percent(end) for end in ends)
-
-
 def tabulate_performance(runs: list[Run]) -> str:
     """The tables of docs/performance.md, in Markdown: speed, starts, memory and service of each run that has them."""
     tables = []
@@ -451,7 +333,7 @@ def tabulate_speed(run: Run) -> str:
         "share of the bare encoder's speed",
         "dev F1 (these documents)",
     ]
-    return f"{title}\n\n{_table(header, rows)}"
+    return _join(title, _table(header, rows))
 
 
 def tabulate_starts(run: Run) -> str:
@@ -534,7 +416,7 @@ def _table(header: list[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def _explain(text: str) -> str:
     """Tables, with a line that explains the dagger if they have one."""
-    return f"{text}\n\n{LEGEND}" if MARK in text else text
+    return f"{text}\n\n{LEGEND}" if DAGGER in text else text
 
 
 def _join(*parts: str) -> str:

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import typer
 from wasabi import msg
 
-from common.annotations import STORE, Store, Task
+from common.annotations import Task
 from common.errors import StepError, main
 from common.formats import Finding, Options, find_losses
 from common.formats.known import FORMATS, find_format
 from common.records import staged, writes
+from common.store import STORE, Store
 
 SHOWN = 3  # so many documents are named of those that lose something
 

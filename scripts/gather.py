@@ -12,10 +12,11 @@ import tqdm
 import typer
 from wasabi import msg
 
-from common.annotations import STORE, Document, Store, Task, checksum_of
+from common.annotations import Document, Task, checksum_of
 from common.errors import StepError, main
 from common.records import writes
 from common.similarity import group_similar, sketch
+from common.store import STORE, Store
 from common.texts import LONGEST, READERS, Source, check_encoding, find_sources, read_documents
 
 TEST: Final = "test"

@@ -12,11 +12,12 @@ import typer
 from wasabi import msg
 
 from common.alignment import align, create_reader
-from common.annotations import STORE, Annotation, ConflictError, Span, Store, Task
+from common.annotations import Annotation, Span, Task
 from common.errors import StepError, main
 from common.formats import Entry, Options, by_source
 from common.formats.known import FORMATS, find_format
 from common.records import write_json, writes
+from common.store import STORE, ConflictError, Store
 
 FINDINGS = "findings.json"
 SHOWN = 20  # so many findings are shown; the file has all

@@ -11,10 +11,11 @@ import tqdm
 import typer
 from wasabi import msg
 
-from common.annotations import Span, Store, Task, open_store
+from common.annotations import Span, Task
 from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.records import writes
+from common.store import Store, open_store
 from common.suggestions import (
     WORDS,
     Finder,

@@ -12,13 +12,14 @@ import typer
 from wasabi import msg
 
 from common.alignment import create_tokenizer
-from common.annotations import OVERLAP, Task, is_shared, open_store
+from common.annotations import Task
 from common.errors import StepError, main
 from common.gpu import use_gpu
 from common.records import writes
 from common.scoring import record_tags
 from common.selection import doubt_spans, doubt_tags, order_work
 from common.similarity import sketch
+from common.store import OVERLAP, is_shared, open_store
 from common.suggestions import load_pipeline
 from common.texts import LONGEST
 

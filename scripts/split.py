@@ -15,11 +15,12 @@ from wasabi import msg
 from common import conll
 from common.agreement import decide
 from common.alignment import align, create_reader
-from common.annotations import Document, Span, Task, open_store
+from common.annotations import Document, Span, Task
 from common.corpora import iob_tags
 from common.errors import StepError, main
 from common.records import SPLITS, claim, made, staged, write_json, writes
 from common.splits import DOCUMENTS, FEW, stratify
+from common.store import open_store
 from common.suggestions import WORDS, Word
 
 CORPUS, RECORD = "corpus", "split.json"

@@ -10,9 +10,10 @@ import pytest
 from nbclient import NotebookClient
 
 from common.alignment import align, create_reader
-from common.annotations import STORE, Document, Store, Task
+from common.annotations import Document, Task
 from common.formats import Options
 from common.formats.known import FORMATS
+from common.store import STORE, Store
 from common.texts import find_sources, read_documents
 from tests.conftest import ROOT, Project, copy_project, guard
 

@@ -15,9 +15,10 @@ from streamlit.testing.v1 import AppTest
 from app.annotating import CONFLICTS, LABEL_ERRORS
 from app.marking import Desk
 from common.agreement import ADJUDICATED
-from common.annotations import STORE, Annotation, Document, Named, Span, Store
+from common.annotations import Annotation, Document, Named, Span
 from common.records import write_json
 from common.reviews import FINDINGS, LabelError
+from common.store import STORE, Store
 from tests.app.conftest import free_port, serve_page
 from tests.conftest import ROOT, guard
 

@@ -23,7 +23,8 @@ from playwright.sync_api import Browser, Page, expect
 from app.annotate import Annotator
 from app.label_studio import find_control
 from app.service import create_app
-from common.annotations import STORE, Document, Span, Store
+from common.annotations import Document, Span
+from common.store import STORE, Store
 from scripts.export_tasks import export_tasks
 from scripts.import_annotations import import_annotations
 from tests.app.conftest import free_port, until

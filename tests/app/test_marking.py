@@ -28,9 +28,10 @@ from app.marking import (
     words_of,
 )
 from common.agreement import find_conflicts, measure_agreement
-from common.annotations import Annotation, Document, Span, Standing, Store, is_shared
+from common.annotations import Annotation, Document, Span
 from common.errors import StepError
 from common.formatting import COLORS
+from common.store import Standing, Store, is_shared
 
 LENGTH = 12
 NEW = Annotation(document="d1", annotator="ada", status="draft")
@@ -345,7 +346,7 @@ def test_a_key_after_a_long_absence_takes_nothing_from_another_one(
     ada = Desk(store, "ada")
     press(ada, "mark", *(0, 4, "PER"))
     with monkeypatch.context() as patch:
-        patch.setattr("common.annotations.ABSENCE", -1)  # as if time had passed
+        patch.setattr("common.store.ABSENCE", -1)  # as if time had passed
         bo = Desk(store, "bo")
     assert bo.item == "d1"
     press(ada, "accept_all")
@@ -421,7 +422,7 @@ def test_a_test_document_shows_no_suggestions(store: Store) -> None:
 def test_a_full_disk_is_told_and_the_work_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(store, "ada")
     with monkeypatch.context() as patch:
-        patch.setattr("common.annotations.PATIENCE", 0)
+        patch.setattr("common.store.PATIENCE", 0)
         with store._open("IMMEDIATE"):
             press(desk, "flag")
     assert "locked" in desk.notice and not desk.annotation.flagged

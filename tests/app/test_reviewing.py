@@ -11,8 +11,9 @@ import pytest
 from app.marking import Action, Desk
 from app.reviewing import ConflictDesk, FindingDesk, list_conflicts
 from common.agreement import ADJUDICATED, decide
-from common.annotations import Annotation, Document, Named, Span, Store
+from common.annotations import Annotation, Document, Named, Span
 from common.reviews import LabelError
+from common.store import Store
 
 TEXT = "Mira Solberg left Turku with Norrvik."
 PERSON, PLACE, COMPANY = (0, 12, "PER"), (18, 23, "LOC"), (29, 36, "ORG")

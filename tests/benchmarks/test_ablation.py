@@ -18,10 +18,11 @@ from benchmarks import ablation as benchmark
 from benchmarks.ablation import OURS, USUAL, USUAL_SETTINGS, VARIANTS, ablation, summarize_seeds
 from benchmarks.contenders import huggingface
 from common.devices import Training, kill
+from common.published import DAGGER, Run
 from common.records import digest, read_json, sha256, write_json
 from common.statistics import bootstrap, f_score, interval
 from scripts.convert import convert
-from scripts.document import MARK, Run, tabulate_ablation
+from scripts.document import tabulate_ablation
 from tests.conftest import ROOT, Project, guard, python, words, write_corpus
 from tests.trainings import find_trainings, stop_trainings, wait_for
 
@@ -117,7 +118,7 @@ def test_runs_of_other_code_or_data_are_not_in_the_table(
     summary = read_json(path)["summary"]
     assert summary[USUAL]["older"] and "older" not in summary[OURS] and "gain" in summary[USUAL]
     marked = tabulate_ablation(Run("tiny", {"ablation": {"summary": summary}}, set()))
-    assert [line.count(MARK) > 0 for line in marked.splitlines() if line.startswith(("| ours |", "| usual"))] == [
+    assert [line.count(DAGGER) > 0 for line in marked.splitlines() if line.startswith(("| ours |", "| usual"))] == [
         False,
         True,
     ]

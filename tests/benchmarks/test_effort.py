@@ -11,11 +11,12 @@ from benchmarks import effort as benchmark
 from benchmarks.annotator import Gold
 from benchmarks.curve import draw_order
 from benchmarks.effort import FIGURES, RANDOM, SELECT, choose_next, effort, summarize
-from common.annotations import STORE, Span, Store
+from common.annotations import Span
 from common.errors import StepError
 from common.figures import save_figures
 from common.formatting import describe_effort, tabulate_effort
 from common.records import SPLITS, read_json, sha256
+from common.store import STORE, Store
 from scripts.convert import convert
 from tests.conftest import ROOT, python, write_corpus
 

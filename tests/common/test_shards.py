@@ -18,7 +18,8 @@ from spacy.tokens import DocBin
 
 from common import shards
 from common.errors import StepError
-from common.shards import Columns, File, Piece, Row, StoreError, file_system, find_files, pack, read_rows, survey
+from common.filesystems import FileSystemError
+from common.shards import Columns, File, Piece, Row, find_files, pack, read_rows, survey
 from tests.store import Store, refuse
 
 PLAIN = Columns()
@@ -35,7 +36,7 @@ def write_table(path: Path, **columns: Any) -> Path:
     return path
 
 
-# Places
+# Files
 
 
 def test_files_are_found_in_folders_by_patterns_and_by_urls(tmp_path: Path) -> None:
@@ -223,10 +224,6 @@ def test_a_file_that_vanishes_later_costs_its_pieces(tmp_path: Path) -> None:
     assert row.problem.startswith("cannot be read") and row.id == "a.jsonl#1"
 
 
-def test_a_url_and_a_path_lead_to_the_same_place(tmp_path: Path) -> None:
-    assert file_system(str(tmp_path))[1] == file_system(f"{tmp_path.as_uri()}/")[1]
-
-
 # Elsewhere
 
 
@@ -261,7 +258,7 @@ def test_an_object_store_is_read_as_a_folder_is(shelved: tuple[Store, Path]) -> 
 def test_a_store_that_refuses_is_not_taken_for_damage(shelved: tuple[Store, Path]) -> None:
     """No document is given up for it, and nobody reads the password."""
     store, _ = shelved
-    with pytest.raises(StoreError, match="The file system s3 fails") as error:
+    with pytest.raises(FileSystemError, match="The file system s3 fails") as error:
         find_files(store.url("texts", user="wrong"))
     assert "secret" not in error.value.problem
     files, _ = find_files(store.url("texts"))
@@ -271,9 +268,9 @@ def test_a_store_that_refuses_is_not_taken_for_damage(shelved: tuple[Store, Path
             lambda refused, method, path: refuse(403, "AccessDenied") if method == refused else None, refused
         )
         for piece in pieces:
-            with pytest.raises(StoreError):
+            with pytest.raises(FileSystemError):
                 list(read_rows(files, piece, PLAIN))
-        with pytest.raises(StoreError):
+        with pytest.raises(FileSystemError):
             survey(files[:1], PLAIN, 9)
     store.before = lambda method, path: None
     store.objects["texts/b.parquet"] = b"Turku"

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from common.agreement import ADJUDICATED, decide
-from common.annotations import STORE, Annotation, Change, Document, Span, Store
+from common.annotations import Annotation, Change, Document, Span
 from common.errors import StepError
 from common.records import made, read_json
+from common.store import STORE, Store
 from scripts.adjudicate import adjudicate
 from tests.conftest import words
 

@@ -27,9 +27,10 @@ from spacy.language import Language
 from spacy.tokens import DocBin
 
 from common.errors import StepError
+from common.filesystems import FileSystemError
 from common.parts import LAYERS, MANIFEST, RECORDS, Job, Target, load
 from common.records import read_json, sha256
-from common.shards import Columns, StoreError
+from common.shards import Columns
 from common.workers import Tell
 from scripts import annotate_corpus as step
 from scripts.annotate_corpus import Engine, Format, annotate_corpus
@@ -352,7 +353,7 @@ def test_an_upload_that_fails_is_not_taken_for_a_part(texts: Path, pipeline: str
         store.before = lambda method, path: (
             refuse(403, "AccessDenied") if method == "POST" and "part-000001.parquet?uploadId" in path else None
         )
-        with pytest.raises(StoreError, match="The file system s3 fails"):
+        with pytest.raises(FileSystemError, match="The file system s3 fails"):
             annotate_corpus(str(texts), store.url("out"), pipeline, size=2)
         target = Target(store.url("out"))
         assert target.names() == {"part-000000.parquet"} and "part-000001.json" not in target.names(RECORDS)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from spacy.tokens import Doc
 
-from common.annotations import STORE, Annotation, Change, Document, Span, Store
+from common.annotations import Annotation, Change, Document, Span
 from common.errors import StepError
 from common.records import read_json
 from common.reviews import judge, read_label_errors
+from common.store import STORE, Store
 from scripts import audit as step
 from scripts.audit import audit, read_labelled
 from scripts.gather import gather

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,18 @@ import yaml
 
 from common import training
 from common.errors import StepError
-from common.records import digest, read_json, record_inputs, sha256
+from common.published import DAGGER, Run, find_present, read_metrics
+from common.records import read_json
 from scripts.document import (
     END,
     LEGEND,
-    MARK,
-    Present,
-    Run,
     document,
-    find_present,
-    find_stale,
     insert,
-    read_run,
     tabulate_overview,
     tabulate_performance,
     tabulate_results,
 )
-from tests.conftest import ROOT, Project, copy_project
+from tests.conftest import ROOT, Project
 
 README = (ROOT / "README.md").read_text("utf8")
 PAGES = ("README.md", "docs/results.md", "docs/performance.md", "docs/commands.md")
@@ -65,132 +59,22 @@ def test_the_readme_is_short_and_its_links_and_those_of_docs_lead_somewhere() ->
             assert not link or link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-# Figures of other code
-
-
-def record_present(project: Path) -> tuple[Present, dict[str, dict[str, Any]]]:
-    """The code of a project, and metrics that say that they were measured with it."""
-    present = find_present(project / "project.yml", project / "configs/bert.cfg")
-    trained = present.model | {"corpus": {"train": "0"}}
-    model = digest(trained)
-    records: dict[str, dict[str, Any]] = {
-        name: {"inputs": {"model": model, "code": record_inputs(code=project / path)["code"]}}
-        for name, path in {
-            "evaluation": "scripts/evaluate.py",
-            "package": "scripts/verify.py",
-            "concepts": "scripts/concepts.py",
-            "speed": "benchmarks/speed.py",
-            "service": "benchmarks/service.py",
-        }.items()
-    }
-    records["evaluation"] |= {"training": {"inputs": trained}, "test": {"predicted_sentences": {"ents_f": 0.5}}}
-    records["test"] = {"ents_f": 0.5}
-    records["service"]["inputs"] |= record_inputs(service=project / "app/service.py")
-    code = record_inputs(code=project / "benchmarks/training.py", pipeline=ROOT / "bert_ner/__init__.py")
-    records["training"] = {"inputs": code | {"config": sha256(project / "configs/bert.cfg")}}
-    return present, records
-
-
-Measured = tuple[Path, Present, dict[str, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """A copy of the project, its code, and metrics that were measured with it."""
-    folder = copy_project(tmp_path_factory.mktemp("copied") / "project")
-    return folder, *record_present(folder)
-
-
-@pytest.fixture
-def records(measured: Measured) -> dict[str, dict[str, Any]]:
-    return deepcopy(measured[2])
-
-
-@pytest.fixture
-def present(measured: Measured) -> Present:
-    return deepcopy(measured[1])
-
-
-@pytest.mark.parametrize(
-    ("path", "change", "stale"),
-    [
-        ("scripts/evaluate.py", "# a comment", set()),
-        ("scripts/evaluate.py", "CHANGED = True", {"evaluation", "test"}),
-        ("scripts/verify.py", "CHANGED = True", {"package"}),
-        ("benchmarks/speed.py", "CHANGED = True", {"speed"}),
-        ("app/service.py", "CHANGED = True", {"service"}),
-        (
-            "configs/bert.cfg",
-            "\n[changed]\nx = 1",
-            {"evaluation", "test", "package", "concepts", "speed", "service", "training"},
-        ),
-    ],
-)
-def test_a_change_of_code_makes_the_figures_of_its_step_stale(
-    measured: Measured, path: str, change: str, stale: set[str]
-) -> None:
-    folder, present, records = measured
-    assert find_stale(records, present) == set()
-    file = folder / path
-    before = file.read_text("utf8")
-    file.write_text(f"{before}\n{change}\n", "utf8")
-    try:
-        assert find_stale(records, find_present(folder / "project.yml", folder / "configs/bert.cfg")) == stale
-    finally:
-        file.write_text(before, "utf8")
-
-
-def test_other_training_code_makes_all_figures_of_the_model_stale(
-    present: Present, records: dict[str, dict[str, Any]]
-) -> None:
-    present.model["code"] = "other"
-    assert find_stale(records, present) == {"evaluation", "test", "package", "concepts", "speed", "service"}
-
-
-def test_figures_of_another_model_or_another_pipeline_s_code_are_stale(
-    present: Present, records: dict[str, dict[str, Any]]
-) -> None:
-    records["speed"]["inputs"]["model"] = "other"
-    present.inputs["pipeline"] = "other"
-    assert find_stale(records, present) == {"speed", "training"}
-
-
-def test_figures_that_do_not_say_what_they_were_measured_with_are_stale(
-    present: Present, records: dict[str, dict[str, Any]]
-) -> None:
-    for name in ("evaluation", "package", "concepts", "speed", "service", "training"):
-        known = records[name]["inputs"]
-        others = {key: value for key, value in known.items() if key != "code"}
-        for lacking in ({}, others, {"code": known["code"]}, known | {"code": "other"}):
-            records[name]["inputs"] = lacking
-            assert name in find_stale(records, present)
-        records[name]["inputs"] = known
-    assert find_stale(records, present) == set()
-
-
-def test_scores_of_spacy_that_evaluate_does_not_confirm_are_stale(
-    present: Present, records: dict[str, dict[str, Any]]
-) -> None:
-    records["test"]["ents_f"] = 0.51
-    assert find_stale(records, present) == {"test"}
+# Tables
 
 
 def test_what_trains_is_identified_as_train_does(project: Project) -> None:
     """A run of today has no daggers."""
     present = find_present(ROOT / "project.yml", ROOT / "configs/bert.cfg")
-    run = read_run(project.folder / "metrics" / "tiny", present)
+    run = read_metrics(project.folder / "metrics" / "tiny", present)
     assert not run.stale
     tables = tabulate_results([run])
-    assert MARK not in tables and LEGEND not in tables
+    assert DAGGER not in tables and LEGEND not in tables
     assert set(training.CODE) <= set((ROOT / "bert_ner").glob("*.py"))
-
-
-# Tables
 
 
 def test_results_of_a_new_run(project: Project) -> None:
     folder = project.folder / "metrics" / "tiny"
-    run = read_run(folder, find_present(ROOT / "project.yml", ROOT / "configs/bert.cfg"))
+    run = read_metrics(folder, find_present(ROOT / "project.yml", ROOT / "configs/bert.cfg"))
     test, evaluation, package = (read_json(folder / f"{name}.json") for name in ("test", "evaluation", "package"))
     tables = tabulate_results([run])
     shipped, conditions, *_ = (row.split(" | ") for row in tables.splitlines() if row.startswith("| `tiny` |"))
@@ -213,7 +97,7 @@ def test_what_was_asked_of_the_scores_and_how_much_was_marked_are_read_from_the_
     records["evaluation"]["test"]["calibration"]["min_precision"] = 0.955
     records["concepts"]["sentences"] = {"dev": 3, "test": 4}
     tables = tabulate_results([Run("some", records, set())])
-    assert " for 95.5% |" in tables and "| `some` | 4 | actor |" in tables and MARK not in tables
+    assert " for 95.5% |" in tables and "| `some` | 4 | actor |" in tables and DAGGER not in tables
 
 
 def test_each_stale_figure_has_a_dagger_and_no_other_one() -> None:
@@ -222,9 +106,9 @@ def test_each_stale_figure_has_a_dagger_and_no_other_one() -> None:
     shipped, conditions, labels, concepts = (table.strip() for table in tables.split("\n\n|") if table)
     new, old = (next(row for row in shipped.splitlines() if f"`{name}`" in row).split(" | ") for name in ("new", "old"))
     f1 = f"{100 * records['test']['ents_f']:.1f}"
-    assert new[5] == f1 and old[5] == f1 + MARK and old[6] == new[6], "the others come from other records"
+    assert new[5] == f1 and old[5] == f1 + DAGGER and old[6] == new[6], "the others come from other records"
     assert LEGEND in shipped and LEGEND in labels and LEGEND not in conditions and LEGEND not in concepts
-    assert all((MARK in row) == ("`old`" in row) for row in labels.splitlines()[2:-2])
+    assert all((DAGGER in row) == ("`old`" in row) for row in labels.splitlines()[2:-2])
 
 
 def result(words_per_second: float, **more: object) -> dict[str, object]:
@@ -280,7 +164,7 @@ def test_a_benchmark_becomes_tables() -> None:
     assert "dev F1 after 3 epochs of the whole corpus" in tables
     assert "| answers per second | 80 |" in tables and "| 100 ms and 250 ms |" in tables
     assert "(429) | 1,200 |" in tables and "| errors | 1 |" in tables and "| 900 MB and 905 MB |" in tables
-    assert MARK not in tables
+    assert DAGGER not in tables
 
 
 def test_a_benchmark_of_other_code_has_daggers_and_a_run_without_one_has_no_tables() -> None:
@@ -314,7 +198,7 @@ def test_a_curve_becomes_a_figure_and_a_table() -> None:
     curve = {"summary": {"ours": [ours], "usual fine-tune": [usual]}, "sure_from": 5, "min_precision": 0.97}
     records = copy_run(reference_runs()[1]) | {"curve": curve | {"captions": {"curve": "F1 over documents."}}}
     text = tabulate_results([Run("some", records, set())])
-    assert "![F1 over documents.](../metrics/reference/some/curve.svg)" in text and MARK not in text
+    assert "![F1 over documents.](../metrics/reference/some/curve.svg)" in text and DAGGER not in text
     row = "| 5 | 50.0 (40.0 to 60.0) | – | at most 10 | 50.0 (40.0 to 60.0) | 0.500 | 97.0 and 70.0 |"
     assert row in text and "mean of 3 draws (lowest to highest). From 5 training documents on, dev" in text
     marked = tabulate_results([Run("some", records, {"curve"})])
@@ -340,7 +224,7 @@ def test_effort_and_corruption_become_tables() -> None:
     records = copy_run(reference_runs()[1]) | {"corrupt": corrupt}
     records["effort"] = effort | {"captions": {"effort": "Keys and clicks."}}
     text = tabulate_results([Run("some", records, set())])
-    assert "![Keys and clicks.](../metrics/reference/some/effort.svg)" in text and MARK not in text
+    assert "![Keys and clicks.](../metrics/reference/some/effort.svg)" in text and DAGGER not in text
     cells = "5,000 | 50.0 (40.0 to 60.0) | 0.50 (2.25 from nothing)"
     assert f"| 25 | {cells} | {cells} |" in text and "mean of 3 draws" in text
     assert "save 70.0% (random) and 65.0% (select)" in text
@@ -365,11 +249,7 @@ def test_synthetic_texts_and_going_on_become_tables() -> None:
     )
 
 
-def test_a_run_without_results_and_a_page_without_marks_are_refused(tmp_path: Path) -> None:
-    run = Path(shutil.copytree(reference_runs()[0], tmp_path / "some"))
-    (run / "test.json").unlink()
-    with pytest.raises(StepError, match=r"lacks test\.json"):
-        read_run(run, Present({}, {}, {}))
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"{END} without a start")
     with pytest.raises(StepError, match="no place for tables"):

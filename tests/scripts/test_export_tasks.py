@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import srsly
 
-from common.annotations import STORE, Annotation, Document, Span, Store
+from common.annotations import Annotation, Document, Span
 from common.errors import StepError
+from common.store import STORE, Store
 from scripts.export_tasks import export_tasks
 from tests.conftest import words
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.annotations import STORE, Annotation, Document, Span, Store
+from common.annotations import Annotation, Document, Span
 from common.errors import StepError
+from common.store import STORE, Store
 from scripts import gather as step
 from scripts.clean import clean
 from scripts.gather import choose_test, gather, group_documents

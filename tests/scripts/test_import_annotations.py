@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from common.annotations import STORE, Annotation, Document, Span, Store
+from common.annotations import Annotation, Document, Span
 from common.errors import StepError
 from common.records import read_json
+from common.store import STORE, Store
 from scripts.export_tasks import export_tasks
 from scripts.import_annotations import import_annotations
 from tests.conftest import words

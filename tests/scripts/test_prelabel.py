@@ -10,8 +10,9 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.tokens import Span as Entity
 
-from common.annotations import STORE, Annotation, Document, Store
+from common.annotations import Annotation, Document
 from common.errors import StepError
+from common.store import STORE, Store
 from scripts import prelabel as step
 from scripts.prelabel import Precedence, prelabel
 from tests.conftest import words

@@ -31,7 +31,7 @@ from common.records import CURVES, claim, digest, read_json, write_json
 from common.space import read_space
 from common.training import prepare
 from scripts.run import read_run
-from scripts.search import ENOUGH, FIGURES, find_importance, search, settle_share, write_run
+from scripts.search import FIGURES, search, settle_share, write_run
 from tests.conftest import ROOT, guard, words
 from tests.trainings import stop_trainings, wait_for
 
@@ -373,22 +373,6 @@ def test_the_minutes_are_a_budget_too(run: Callable[..., dict[str, Any]], monkey
     clock = iter(range(0, 10_000, 30))
     monkeypatch.setattr("scripts.search.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     assert len(run(trials=50, minutes=1.25)["trials"]) == 2
-
-
-def test_the_importance_of_few_trials_is_not_told() -> None:
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-    for number in range(ENOUGH):
-        trial = study.ask()
-        decides, _ = trial.suggest_float("decides", 0, 1), trial.suggest_float("other", 0, 1)
-        if number % 3:
-            study.tell(trial, decides)
-        else:
-            trial.report(decides / 2, 50)
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        if number == ENOUGH - 2:
-            assert find_importance(study.get_trials()) is None
-    importance = find_importance(study.get_trials())
-    assert importance and importance["decides"] > 2 * importance["other"]
 
 
 def test_with_several_devices_workers_do_the_trials_and_then_the_other_seeds(

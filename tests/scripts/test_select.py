@@ -10,8 +10,9 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from common.annotations import STORE, Annotation, Document, Span, Store, is_shared
+from common.annotations import Annotation, Document, Span
 from common.errors import StepError
+from common.store import STORE, Store, is_shared
 from scripts.select import measure_suggestions, measure_tags, select
 from tests.conftest import words
 

@@ -11,11 +11,12 @@ import pytest
 
 from common.agreement import ADJUDICATED
 from common.alignment import align, create_reader
-from common.annotations import STORE, Annotation, Document, Span, Store
+from common.annotations import Annotation, Document, Span
 from common.conll import Token, read_conll
 from common.corpora import read_docs
 from common.errors import StepError
 from common.records import SPLITS, made, read_json
+from common.store import STORE, Store
 from common.suggestions import Word
 from scripts.convert import convert
 from scripts.download import get_corpus
