@@ -40,6 +40,7 @@ class Pane {
     this.part("labels").addEventListener("change", (event) => {
       this.count();
       this.do(["label", Number(event.target.value)]);
+      event.target.value = ""; // a choice that stays cannot be chosen again
     });
   }
 
@@ -200,6 +201,7 @@ class Pane {
     const known = [...Object.keys(EDITS), ...MOVES, ...MARKS, ...CHOICES].includes(key);
     if (!digit && !known) return;
     event.preventDefault();
+    if (event.repeat && !MOVES.includes(key)) return; // a key that is held down decides nothing that nobody has seen
     this.count();
     this.do(what);
   }

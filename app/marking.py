@@ -171,6 +171,10 @@ def _draft(annotation: Annotation, **changes: list[Span]) -> Annotation:
     return annotation.model_copy(update={"status": "draft", **changes})
 
 
+def _state(annotation: Annotation) -> tuple[object, ...]:
+    return annotation.status, annotation.spans, annotation.rejected, annotation.flagged
+
+
 def _identity(span: Span) -> tuple[int, int, str]:
     return span.start, span.end, span.label
 
@@ -342,8 +346,15 @@ class Desk:
         new = Annotation(document=document, annotator=self.annotator, status="draft", spans=spans)
         self.annotation = next((one for one in task.annotations if one.annotator == self.annotator), new)
         if self._seen.get(document) != self.annotation.revision:
-            saved = [one for _, one in self.store.history(document) if one.annotator == self.annotator]
-            self._earlier[document] = [new, *saved][:-1]
+            states = [new]
+            for _, one in self.store.history(document):
+                if one.annotator != self.annotator:
+                    continue
+                if len(states) > 1 and _state(one) == _state(states[-2]):  # an undo, which is not to be undone
+                    states.pop()
+                else:
+                    states.append(one)
+            self._earlier[document] = states[:-1]
             self._seen[document] = self.annotation.revision
 
     def _start(self, task: Task) -> tuple[list[Span], list[Span]]:

@@ -373,6 +373,36 @@ def test_a_lost_action_is_sent_again_even_if_streamlit_clears_up_late(browser: B
     page.close()
 
 
+def test_a_held_key_decides_once_and_a_label_of_the_list_can_be_given_again(browser: Browser, tmp_path: Path) -> None:
+    desk = Desk(make_store(tmp_path / "held", {"ship": SHIP}, {}), "ada")
+    page = browser.new_page()
+    page.set_content((ROOT / "app/marking.html").read_text("utf8"))
+    page.evaluate(
+        """async ([code, data]) => {
+            const { default: show } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+            window.sent = [];
+            const setTriggerValue = (name, action) => window.sent.push(action);
+            window.answer = async () => {
+                show({ data: { ...data, handled: sent.at(-1)?.id }, parentElement: document.body, setTriggerValue });
+                await new Promise((resolve) => setTimeout(resolve)); // after what waited
+                return sent.map((action) => action.label ?? action.kind);
+            };
+            await answer();
+        }""",
+        [(ROOT / "app/marking.js").read_text("utf8"), desk.view([f"LABEL{number}" for number in range(12)], 0, SHIP)],
+    )
+    page.get_by_label("Text to annotate").focus()
+    page.keyboard.down("Enter")
+    page.keyboard.down("Enter")  # what a browser says of a key that is held
+    assert page.evaluate("answer()") == ["finish"]
+    more = page.get_by_label("More labels")
+    for number in (1, 2):
+        more.select_option("LABEL11")
+        assert page.evaluate("answer()") == ["finish", *["LABEL11"] * number]
+        expect(more).to_have_value("")
+    page.close()
+
+
 def test_nothing_in_a_document_runs(browser: Browser, runs: Path, address: str) -> None:
     text = f"{NASTY} Mira left."
     suggestion = span_of(text, "Mira", NASTY).model_copy(update={"source": NASTY})

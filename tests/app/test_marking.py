@@ -266,6 +266,18 @@ def test_undo_goes_back_step_by_step_also_to_the_document_before(store: Store) -
     assert len(store.history("d1")) == 8
 
 
+def test_what_was_undone_before_a_restart_does_not_come_back(store: Store) -> None:
+    desk = Desk(store, "ada")
+    press(desk, "mark", *(0, 4, "PER"))
+    press(desk, "mark", *(5, 12, "PER"))
+    press(desk, "undo")
+    again = Desk(store, "ada")
+    press(again, "undo")
+    assert saved(store, "d1").spans == []
+    press(Desk(store, "ada"), "undo")
+    assert saved(store, "d1").revision == 4, "there is nothing to undo"
+
+
 def test_an_action_that_is_sent_twice_counts_once(store: Store) -> None:
     desk = Desk(store, "ada")
     action = press(desk, "flag")
