@@ -14,17 +14,18 @@ MAX_DOCUMENTS = 100  # that page and service take at once
 MAX_CHARACTERS = decoding.MAX_CHARACTERS  # of all documents that page and service take at once
 
 
-def check_size(texts: Sequence[str]) -> None:
+def check_size(texts: Sequence[str], most: int = MAX_DOCUMENTS) -> None:
     """Refuse more texts than the page and the service take at once.
 
     texts (Sequence[str]): The texts.
+    most (int): How many there may be.
     RAISES (StepError): If there are too many documents or characters.
     """
     characters = sum(map(len, texts))
-    if len(texts) > MAX_DOCUMENTS or characters > MAX_CHARACTERS:
+    if len(texts) > most or characters > MAX_CHARACTERS:
         raise StepError(
             f"{len(texts):,} documents of {characters:,} characters are too much at once.",
-            f"At most {MAX_DOCUMENTS} documents of {MAX_CHARACTERS:,} characters overall: use nlp.pipe for more.",
+            f"At most {most:,} documents of {MAX_CHARACTERS:,} characters overall: use nlp.pipe for more.",
         )
 
 

@@ -26,7 +26,8 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Respons
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from fastapi.security import APIKeyHeader, HTTPBasic
+from fastapi.security import APIKeyHeader
+from fastapi.security.http import HTTPBase
 from fastapi_offline import FastAPIOffline
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.requests import ClientDisconnect
@@ -37,7 +38,7 @@ from wasabi import msg
 
 from app.annotate import Analysis, Annotator, ConceptOut, EntityOut, Layer, TripleOut, find_newest, load_pipeline
 from app.files import MAX_CHARACTERS, MAX_DOCUMENTS, check_size
-from app.label_studio import Health, Predictions, Tasks, Version, find_control, predict, read_texts
+from app.label_studio import MOST_TASKS, Health, Predictions, Tasks, Version, find_control, predict, read_texts
 from app.questions import NEEDED, Answer, ask, draft
 from common.errors import StepError, main
 
@@ -47,12 +48,13 @@ QUEUE = 200  # requests that may be read, wait or run at a time
 QUEUE_BYTES = 16 * MAX_BYTES  # that the bodies of these requests may have together
 CONNECTIONS = 250  # that may be open at a time, including those on which nothing is sent
 TIMEOUT = 60.0  # seconds for one request, including its wait
-PATIENCE = 20.0  # seconds that a client has to send the head of a request, and again to send its body
+PATIENCE = 20.0  # seconds that a client has for the head of a request, for its body, and to read on in an answer
 GRACE = 5.0  # seconds that requests have to end when the service is stopped; Docker kills it after 10
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 EXAMPLE = "My name is Wolfgang and I live in Berlin."
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description=f"Needed if {API_KEY} is set.")
-BASIC = HTTPBasic(auto_error=False, description=f"The password is the key, if {API_KEY} is set.")
+# Not HTTPBasic, which refuses names of users that are not in ASCII, whether a key is set or not
+BASIC = HTTPBase(scheme="basic", auto_error=False, description=f"The password is the key, if {API_KEY} is set.")
 log = logging.getLogger("bert_ner.serve")
 
 
@@ -261,7 +263,7 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
 
     async def analyze(texts: list[str], want: Collection[Layer]) -> list[Analysis]:
         try:
-            check_size(texts)
+            check_size(texts, MOST_TASKS)  # /v2 takes fewer, as `Texts` says
         except StepError as error:
             raise HTTPException(413, f"{error.problem} {error.remedy}") from error
         return await asyncio.wrap_future(annotator.submit(texts, want))
@@ -287,7 +289,8 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
             503: "Busy, or too slow",
         }.items()
     }
-    problems[413]["content"] = {"text/plain": {}}  # FastAPI's own answer to more than max_body_size
+    for code in (413, 503):  # FastAPI's own answer to more than max_body_size, and uvicorn's to more than CONNECTIONS
+        problems[code]["content"] = {"text/plain": {}}
     router = APIRouter(prefix="/v2", route_class=GuardedRoute, responses=problems, dependencies=[Depends(KEY_HEADER)])
 
     @router.post("/entities", response_model=EntitiesResponse)
@@ -443,6 +446,7 @@ def configure(app: FastAPI | Callable[[], FastAPI], host: str, port: int, **sett
         host=host,
         port=port,
         http=_ImpatientProtocol,
+        ws="none",  # a connection that becomes a WebSocket would leave its protocol behind, which watches for ever
         access_log=False,
         log_level="warning",
         limit_concurrency=CONNECTIONS,
@@ -453,7 +457,7 @@ def configure(app: FastAPI | Callable[[], FastAPI], host: str, port: int, **sett
 
 
 class _ImpatientProtocol(H11Protocol):
-    """A protocol that closes connections on which no head or body of a request is complete in time.
+    """A protocol that closes connections on which a client does not send a request, or read an answer, in time.
 
     It looks every PATIENCE seconds, and so closes a connection between one and two times PATIENCE after it stood still.
     It tells the application when the server is stopped, which uvicorn does only after the last request has ended, and
@@ -476,10 +480,11 @@ class _ImpatientProtocol(H11Protocol):
         self.app_state["stop"]()
         super().shutdown()
 
-    def _watch(self, before: tuple[object, object] | None) -> None:
-        now = (self.cycle, self.conn.their_state)
-        if now == before and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-            self.transport.close()
+    def _watch(self, before: tuple[object, object, int] | None) -> None:
+        unread = self.transport.get_write_buffer_size()
+        now = (self.cycle, self.conn.their_state, unread)
+        if now == before and (unread or self.conn.their_state in (h11.IDLE, h11.SEND_BODY)):
+            self.transport.abort()  # `close` would wait until the rest of an answer is read
         self.watching = self.loop.call_later(PATIENCE, self._watch, now)
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import requests
+import spacy
 from fastapi.testclient import TestClient
 from filelock import FileLock
 from playwright.sync_api import Browser, Page, expect
 
 from app.annotate import Annotator
-from app.label_studio import find_control
+from app.label_studio import MOST_TASKS, find_control
 from app.service import create_app
 from common.annotations import Document, Span
 from common.store import STORE, Store
@@ -96,6 +97,12 @@ def test_what_cannot_be_suggested_for_is_told(client: TestClient, config: str, t
     assert answer.status_code == 422 and told in answer.json()["detail"][0]["msg"]
 
 
+def test_as_many_tasks_as_label_studio_sends_at_once_are_taken() -> None:
+    with TestClient(create_app(Annotator(spacy.blank("en")))) as client:
+        assert len(ask(client, *[""] * MOST_TASKS).json()["results"]) == MOST_TASKS
+        assert ask(client, *[""] * (MOST_TASKS + 1)).status_code == 422
+
+
 def test_the_labels_of_the_text_are_taken_and_not_those_of_something_else() -> None:
     other = '<Labels name="region" toName="picture"><Label value="CAT"/></Labels><Image name="picture" value="$url"/>'
     control = find_control(CONFIG.replace("<View>", f"<View>{other}"))
@@ -105,7 +112,7 @@ def test_the_labels_of_the_text_are_taken_and_not_those_of_something_else() -> N
 
 def test_the_key_is_the_password_of_basic_authentication(annotator: Annotator) -> None:
     with TestClient(create_app(annotator, "sesame")) as client:
-        for user in ("", "label-studio"):
+        for user in ("", "label-studio", "Zo\u00eb"):
             encoded = base64.b64encode(f"{user}:sesame".encode()).decode()
             assert client.get("/label-studio/health", headers={"Authorization": f"Basic {encoded}"}).status_code == 200
         wrong = [f"Basic {base64.b64encode(b'u:other').decode()}", "Basic ?", "Basic /w==", "Bearer sesame", ""]

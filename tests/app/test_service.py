@@ -23,7 +23,7 @@ import pytest
 import requests
 import spacy
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.testclient import TestClient
 from packaging.requirements import Requirement
 from playwright.sync_api import Browser, expect
@@ -401,6 +401,25 @@ def test_slow_heads_and_bodies_are_closed(
         refused = connect(address, HALF)  # answered at once; it may send the rest for as long as it likes
         answered = read_all(refused)
         assert b" 401 " in answered
+
+
+def test_an_answer_that_nobody_reads_is_given_up(
+    connect: Callable[[str, bytes], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "PATIENCE", 0.1)
+    app = create_app(Annotator(spacy.blank("en")))
+    app.get("/long")(lambda: Response(b" " * 2**25))  # more than the buffers of a connection hold
+    with running(app) as (address, server):
+        client = connect(address, b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+        until(lambda: not server.server_state.connections)
+
+
+def test_nothing_becomes_a_websocket(service: str, connect: Callable[[str, bytes], socket.socket]) -> None:
+    """The protocol of the connection would stay for ever, and look each PATIENCE seconds after what is gone."""
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==\r\nSec-WebSocket-Version: 13\r\n"
+    asked = connect(service, b"GET /health HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n")
+    assert asked.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_half_sent_bodies_are_no_more_than_the_queue_holds(
