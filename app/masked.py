@@ -22,8 +22,8 @@ def load_masked(encoder: Path) -> tuple[Any, Any] | None:
 
     try:
         model, loaded = AutoModelForMaskedLM.from_pretrained(encoder, output_loading_info=True)
-        if any("predictions" in name for name in loaded["missing_keys"]):
-            return None
+        if any(not name.startswith(f"{model.base_model_prefix}.") for name in loaded["missing_keys"]):
+            return None  # what is not there would be random, and so would be the words
         return model.eval(), AutoTokenizer.from_pretrained(encoder)
     except Exception as error:  # a damaged folder makes transformers raise any kind of exception
         problem = f"{encoder} cannot be loaded: {type(error).__name__}."

@@ -26,7 +26,8 @@ QUESTION_WORDS = {  # by the labels of entities that they ask for
 _OTHER_WORDS = """
 a about all an and any are as at be been by can could describe described did do does doing done document documents for
 from had has have how i in is it like list many me mentioned name named names of on or say says tell text that the there
-these they this to was were what when which will with would you your appear appears appeared together happen happened
+these they this to was were what when which why will with would you your appear appears appeared together happen
+happened
 """
 FUNCTION_WORDS = frozenset([*_OTHER_WORDS.split(), *" ".join(QUESTION_WORDS.values()).split()])
 
@@ -70,7 +71,7 @@ def ask(analyses: Sequence[Analysis], question: str) -> Answer:
             return _answer_neighbours(analyses, title, names, labels)
         if "what" in words and words & {"did", "do", "does", "done", "doing", "happened", "happen"}:
             return _answer_deeds(analyses, title, names)
-    if unknown := _find_unknown(analyses, re.findall(r"(?<!^)\b[A-Z][\w-]+", question)):
+    if unknown := _find_unknown(analyses, _find_capitals(question.lstrip().partition(" ")[2])):
         return Answer(text=f"The documents do not mention {unknown}.", evidence=[])
     if labels:
         done = _answer_doer(analyses, asked, labels)
@@ -104,13 +105,20 @@ def _find_names(analyses: Sequence[Analysis], question: str) -> list[str]:
     lower = question.lower()
     every = {ent.text for analysis in analyses for ent in analysis.entities}
     every |= {span.text for analysis in analyses for span in analysis.concepts if span.label == "actor"}
-    whole = {text for text in every if text.lower() in lower}
-    whole = {text for text in whole if re.search(rf"\b{re.escape(text.lower())}\b", lower)}
-    whole = {text for text in whole if not any(text != other and text.lower() in other.lower() for other in whole)}
+    spellings = {text.lower(): text for text in sorted(every)}  # one of several, and not that in capitals
+    whole = {name for name in spellings if name in lower}
+    whole = {name for name in whole if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", lower)}
+    whole = {name for name in whole if not any(name != other and name in other for other in whole)}
     if whole:
-        return sorted(whole, key=lambda text: lower.find(text.lower()))
-    capitals = {word.lower() for word in re.findall(r"\b[A-Z][\w-]+", question)} - FUNCTION_WORDS
-    return sorted(text for text in every if capitals & set(text.lower().split()))[:1]
+        return [spellings[name] for name in sorted(whole, key=lower.find)]
+    capitals = {word.lower() for word in _find_capitals(question)}
+    return sorted(text for name, text in spellings.items() if capitals & set(name.split()))[:1]
+
+
+def _find_capitals(question: str) -> list[str]:
+    """Find the words of a question that begin with a capital, also with Å, but for those that any question may have."""
+    found = re.findall(r"\b[^\W\d_a-z][\w-]+", question)
+    return [word for word in found if word[0].isupper() and word.lower() not in FUNCTION_WORDS]
 
 
 def _words_of(names: Iterable[str]) -> set[str]:

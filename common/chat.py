@@ -77,7 +77,7 @@ class Chat:
     @property
     def name(self) -> str:
         """The model and the machine, whatever the port, which changes from one start of a server to the next."""
-        return f"{self.model} at {self.host.partition('//')[2].partition(':')[0]}"
+        return f"{self.model} at {urlsplit(self.host).hostname or ''}"
 
     def ask(
         self,
@@ -134,6 +134,7 @@ class Chat:
         try:
             found = json.loads(data)
             text = found["choices"][0]["message"]["content"].strip()
+            text.encode()  # half a character, which JSON can hold and no answer and no file, raises a ValueError
             usage = found.get("usage") or {}
             counts = [int(usage.get(f"{name}_tokens") or 0) for name in ("prompt", "completion")]
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError):

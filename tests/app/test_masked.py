@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, DistilBertConfig, RobertaConfig
 
 from app.masked import predict_masked
 from common.errors import StepError
@@ -18,9 +19,10 @@ def test_masked_words_are_ranked(tiny_encoder: Path) -> None:
     assert predict_masked(tiny_encoder, "Paris is the [MASK] of France.", top=1000) != words
 
 
-def test_an_encoder_without_a_head_for_masked_words_is_told(tmp_path: Path) -> None:
-    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertModel(config).save_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", [BertConfig, DistilBertConfig, RobertaConfig])
+def test_an_encoder_without_a_head_for_masked_words_is_told(kind: Any, tmp_path: Path) -> None:
+    config = kind(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
     assert predict_masked(tmp_path, "Paris is the [MASK] of France.") is None
 
 

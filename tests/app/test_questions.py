@@ -44,6 +44,26 @@ def test_questions_are_answered_from_the_documents(analyses: list[Analysis], que
     assert bool(found.evidence) == (not found.text.startswith(("The documents do not", "The documents say", "None")))
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What did the U.S. do?", "The documents mention U.S., but no deed was found."),
+        ("which organisations appear with turku?", "In a sentence with Turku: U.S., \u00c5sa Lind."),
+        ("What did \u00c5sa do?", "The documents mention \u00c5sa Lind, but no deed was found."),
+        ("What did \u00d6stberg do?", "The documents do not mention \u00d6stberg."),
+        (" Who is mentioned?", "None is mentioned."),
+        ("Please: WHO IS MENTIONED?", "None is mentioned."),
+    ],
+)
+def test_points_accents_and_capitals_hide_no_name(question: str, answer: str) -> None:
+    names = ("TURKU", "Turku", "U.S.", "\u00c5sa Lind")
+    text = " and ".join(names)
+    spans = [{"start": text.index(name), "end": text.index(name) + len(name), "text": name} for name in names]
+    entities = [EntityOut.model_validate(span | {"label": "ORG", "score": None}) for span in spans]
+    sentence = SpanOut(start=0, end=len(text), text=text)
+    assert ask([Analysis(text=text, sentences=[sentence], entities=entities)], question).text == answer
+
+
 @given(st.text(max_size=60))
 def test_any_question_has_an_answer(question: str) -> None:
     entity = EntityOut(start=0, end=5, text="Turku", label="LOC", score=None)

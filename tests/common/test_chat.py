@@ -68,6 +68,7 @@ def test_what_may_pass_is_asked_again_after_a_pause(endpoint: Endpoint, pauses: 
         ((200, b"[]"), "an answer of another form", UnusableError),
         ((200, b'{"choices": [{"message": {"content": 3}}]}'), "an answer of another form", UnusableError),
         ((200, as_answer("x", usage=[3])), "an answer of another form", UnusableError),
+        ((200, as_answer("\ud83d")), "an answer of another form", UnusableError),
         ((200, b"[" * 100_000), "an answer of another form", UnusableError),
         ((200, as_answer(None)), "an answer of another form", UnusableError),
         ((200, as_answer("\n")), "an empty answer", UnusableError),
@@ -146,3 +147,4 @@ def test_the_environment_names_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> 
     found = find_chat()
     assert found == Chat("https://some.where:8000/v1", "falcon", "secret")
     assert found.name == "falcon at some.where" and found.host == "https://some.where:8000"
+    assert Chat("http://[::1]:8000/v1", "falcon").name == "falcon at ::1"
