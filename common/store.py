@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -89,23 +89,24 @@ class Store:
 
         kind: DEFERRED to read, which others can do at the same time; IMMEDIATE to change something.
         """
-        database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
-            database.execute("PRAGMA foreign_keys = ON")
-            database.execute(f"BEGIN {kind}")
-            yield database
-            database.execute("COMMIT")
+            # `closing` undoes a transaction that was not ended
+            with closing(sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)) as database:
+                database.execute("PRAGMA foreign_keys = ON")
+                database.execute(f"BEGIN {kind}")
+                yield database
+                database.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             reason = str(error)
             if "locked" in reason:
                 remedy = f"Another process has kept it for {PATIENCE} seconds: end that one, and try again."
             elif "full" in reason or "disk I/O" in reason:
                 remedy = "Free some space on this disk and try again: what was saved before is there."
+            elif "readonly" in reason or "unable to open" in reason:
+                remedy = "It has to be a file, and you need the right to write to it and to its folder."
             else:
                 remedy = "Move it away if it is another file. If it is damaged, take it from your backup."
             raise StepError(f"{self.path} cannot be used: {reason}.", remedy) from error
-        finally:
-            database.close()  # which undoes a transaction that was not ended
 
     def add_documents(self, documents: Iterable[Document]) -> int:
         """Add documents. Those that are there with the same text stay as they are.

@@ -301,6 +301,21 @@ def test_another_file_is_named_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_what_cannot_be_opened_or_written_is_named_with_what_to_do(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StepError, match="cannot be used: unable to open") as error:
+        Store(store.path.parent)
+    assert "right to write" in error.value.remedy
+    connect = sqlite3.connect
+    address = f"{store.path.as_uri()}?mode=ro"  # as for somebody who may only read it
+    monkeypatch.setattr("sqlite3.connect", lambda _, **settings: connect(address, uri=True, **settings))
+    assert [task.document for task in store.tasks()] == [MIRA, TARN]
+    with pytest.raises(StepError, match="readonly") as error:
+        store.save(annotate())
+    assert "right to write" in error.value.remedy
+
+
 def test_a_full_disk_loses_nothing_that_was_saved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = store.save(annotate(spans=[PERSON]))
     connect = sqlite3.connect
