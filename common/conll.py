@@ -22,7 +22,7 @@ MARK = "-DOCSTART-"
 SENTENCES_PER_DOC = 10  # of a corpus that marks no documents; as `spacy convert -n 10`
 FEWEST_DOCS = 100  # of train, below which `spacy debug data` finds a corpus too small
 LONGEST = 200  # characters of a tag; a longer one is not one
-PACKED = {b"\x1f\x8b": ("gzip", "gunzip"), b"PK\x03\x04": ("zip", "unzip"), b"BZh": ("bzip2", "bunzip2")}
+PACKED = {b"\x1f\x8b": ("gzip", "gunzip <"), b"PK\x03\x04": ("zip", "unzip -p"), b"BZh": ("bzip2", "bunzip2 <")}
 WIDE = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # how files begin in which a letter is two bytes
 
 
@@ -132,7 +132,9 @@ def _decode(path: Path) -> str:
     data = path.read_bytes()
     for start, (kind, command) in PACKED.items():
         if data.startswith(start):
-            raise StepError(f"{path} is packed ({kind}).", f"Unpack it first: {command} {path.name}")
+            raise StepError(
+                f"{path} is packed ({kind}).", f"Unpack it first: {command} {path.name} > {path.stem}.unpacked"
+            )
     encoding = WIDE.get(data[:2], "" if b"\0" not in data else "utf-16-le" if b"\0" in data[1:2] else "utf-16-be")
     if encoding:
         line = data.count(b"\n", 0, data.find(b"\0")) + 1

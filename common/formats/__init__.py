@@ -108,8 +108,14 @@ class Format:
 
 
 def decision_of(task: Task) -> Annotation | None:
-    """The first annotation that is no draft, or None: what formats with one annotation of a document write."""
-    return next((annotation for annotation in task.annotations if annotation.status != "draft"), None)
+    """What formats with one annotation of a document write, or None if nobody has finished it.
+
+    As in a corpus, the word of ADJUDICATED comes first, and those who skipped the document do not count beside others.
+    """
+    from common.agreement import ADJUDICATED  # which loads what readers do not need
+
+    decided = (annotation for annotation in task.annotations if annotation.status != "draft")
+    return min(decided, key=lambda one: (one.annotator != ADJUDICATED, one.status == "skipped"), default=None)
 
 
 def without_overlaps(spans: Iterable[Span]) -> list[Span]:
@@ -154,6 +160,7 @@ def find_losses(format: Format, tasks: Iterable[Task]) -> Iterator[Finding]:
     for task in tasks:
         lost: dict[Aspect, str] = {}
         decided = [annotation for annotation in task.annotations if annotation.status != "draft"]
+        first = decision_of(task)
         spans = [*task.suggestions, *(span for annotation in task.annotations for span in annotation.spans)]
         if task.suggestions:
             lost["suggestions beside decisions" if decided else "suggestions"] = "suggestions"
@@ -165,8 +172,8 @@ def find_losses(format: Format, tasks: Iterable[Task]) -> Iterator[Finding]:
             lost["skipped"] = "that it was skipped"
         if any(len(without_overlaps(annotation.spans)) < len(annotation.spans) for annotation in decided):
             lost["overlaps"] = "spans that overlap; the longest are kept"
-        if len(decided) > 1:
-            lost["annotators"] = f"annotations by several; that of {decided[0].annotator} is kept"
+        if first and len(decided) > 1:
+            lost["annotators"] = f"annotations by several; that of {first.annotator} is kept"
         if len(decided) < len(task.annotations):
             lost["drafts"] = "drafts"
         if any(annotation.flagged or annotation.comment for annotation in task.annotations):
@@ -221,6 +228,23 @@ def utf16_offsets(text: str) -> list[int]:
     JavaScript and Java count these: a character beyond U+FFFF, such as an emoji, is two.
     """
     return [0, *accumulate(1 + (character > "\uffff") for character in text)]
+
+
+def counts_utf16(tool: str, text: str, place: str, options: Options) -> bool:
+    """Whether the offsets of a tool, which does not tell what they count, count UTF-16 code units.
+
+    tool (str): How messages call the tool.
+    text (str): The text of the document.
+    place (str): Where, for the message.
+    options (Options): What the user has said.
+    RAISES (StepError): If that makes a difference in this text, and the user has not said it.
+    """
+    if not options.offsets and any(character > "\uffff" for character in text):
+        raise StepError(
+            f"{place}: the text has characters beyond U+FFFF, such as emoji, where {tool}'s offsets are ambiguous.",
+            f"Say what they count: --vars.offsets utf-16 for {tool}'s page, code-points for its HTTP interface.",
+        )
+    return options.offsets == "utf-16"
 
 
 def check_marks(text: str, marks: Iterable[Mark]) -> tuple[list[Span], list[str]]:

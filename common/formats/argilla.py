@@ -1,12 +1,13 @@
 """Argilla: records for `dataset.records.from_json`, settings for `Settings.from_json`, and what `to_json` gives back.
 
 Argilla knows its users by UUIDs, so that the name of an annotator is found again only if the store has it. Its export
-has the status of a record but not of a response: what was discarded looks like what nobody has seen.
+has the status of a record but not of a response: what was discarded looks like what nobody has seen. Its page counts
+UTF-16 code units, and its server, which gets them, takes them for code points: users have to say which they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_DNS, UUID, uuid5
@@ -22,11 +23,13 @@ from common.formats import (
     annotation_of,
     by_source,
     check_marks,
+    counts_utf16,
     document_of,
     labels_of,
     name_annotator,
     read_json_list,
     text_of,
+    utf16_offsets,
     without_overlaps,
     write_json,
 )
@@ -37,7 +40,7 @@ MOST = 10_000  # spans of a response or suggestion
 
 def _write(folder: Path, tasks: list[Task], options: Options) -> list[Finding]:
     findings: list[Finding] = []
-    write_json(folder / FORMAT.file, [_make_row(task, findings) for task in tasks])
+    write_json(folder / FORMAT.file, [_make_row(task, options, findings) for task in tasks])
     annotations = [annotation for task in tasks for annotation in task.annotations]
     together = [task.suggestions for task in tasks] + [annotation.spans for annotation in annotations]
     question = {
@@ -54,8 +57,9 @@ def _write(folder: Path, tasks: list[Task], options: Options) -> list[Finding]:
     return findings
 
 
-def _make_row(task: Task, findings: list[Finding]) -> dict[str, Any]:
-    name = task.document.id
+def _make_row(task: Task, options: Options, findings: list[Finding]) -> dict[str, Any]:
+    name, text = task.document.id, task.document.text
+    units = utf16_offsets(text) if counts_utf16(FORMAT.name, text, name, options) else range(len(text) + 1)
     decided = [annotation for annotation in task.annotations if annotation.status == "annotated"]
     if any(len(spans) > MOST for spans in (task.suggestions, *(annotation.spans for annotation in decided))):
         findings.append(Finding(name, f"argilla refuses more than {MOST:,} spans."))
@@ -72,17 +76,17 @@ def _make_row(task: Task, findings: list[Finding]) -> dict[str, Any]:
         if None in scores and set(scores) != {None}:
             findings.append(Finding(name, "argilla holds scores of all suggestions or of none: here of none."))
         suggestions[QUESTION] = {
-            "value": _make_value(task.suggestions),
+            "value": _make_value(task.suggestions, units),
             "score": None if None in scores else scores,
             "agent": ", ".join(sources),
         }
     responses = [
-        {"value": _make_value(annotation.spans), "user_id": str(_user_of(annotation.annotator))}
+        {"value": _make_value(annotation.spans, units), "user_id": str(_user_of(annotation.annotator))}
         for annotation in decided
     ]
     return {
         "id": name,
-        "fields": {FIELD: task.document.text},
+        "fields": {FIELD: text},
         "metadata": {},
         "suggestions": suggestions,
         "responses": {QUESTION: responses} if responses else {},
@@ -91,8 +95,8 @@ def _make_row(task: Task, findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def _make_value(spans: list[Span]) -> list[dict[str, Any]]:
-    return [span.model_dump(include={"start", "end", "label"}) for span in spans]
+def _make_value(spans: list[Span], units: Sequence[int]) -> list[dict[str, Any]]:
+    return [{"start": units[span.start], "end": units[span.end], "label": span.label} for span in spans]
 
 
 def _user_of(annotator: str) -> UUID:
@@ -112,6 +116,7 @@ def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[E
     for place, row in read_json_list(path):
         text = text_of(row.get("fields"), place, FIELD)
         task = Task(document=document_of(row.get("id"), text))
+        utf16 = counts_utf16(FORMAT.name, text, place, options)
         findings: list[str] = []
         suggestion = _answer_of(row.get("suggestions"), place)
         if suggestion:
@@ -119,9 +124,8 @@ def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[E
             scores = suggestion.get("score")
             scores = scores if isinstance(scores, list) and len(scores) == len(spans) else [None] * len(spans)
             source = str(suggestion.get("agent") or FORMAT.name)
-            marks = [
-                mark._replace(score=score, source=source) for mark, score in zip(_marks(spans), scores, strict=True)
-            ]
+            marks = _marks(spans, utf16)
+            marks = [mark._replace(score=score, source=source) for mark, score in zip(marks, scores, strict=True)]
             task.suggestions, findings = check_marks(text, marks)
         for response in _answer_of(row.get("responses"), place) or []:
             user = response.get("user_id")
@@ -130,7 +134,7 @@ def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[E
                 task,
                 name_annotator(options, names.get(str(user), user), place),
                 "annotated" if done else "draft",
-                _marks(_spans_of(response, place)),
+                _marks(_spans_of(response, place), utf16),
             )
             task.annotations.append(annotation)
             if not done:
@@ -158,8 +162,8 @@ def _spans_of(answer: Any, place: str) -> list[dict[str, Any]]:
     return spans
 
 
-def _marks(spans: list[dict[str, Any]]) -> list[Mark]:
-    return [Mark(span.get("start"), span.get("end"), span.get("label")) for span in spans]
+def _marks(spans: list[dict[str, Any]], utf16: bool) -> list[Mark]:
+    return [Mark(span.get("start"), span.get("end"), span.get("label"), utf16=utf16) for span in spans]
 
 
 FORMAT = Format(

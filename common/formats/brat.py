@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from common.annotations import Span, Task
 from common.errors import StepError
@@ -131,14 +132,11 @@ def _read_document(path: Path, task: Task, options: Options) -> Entry:
                 f"The span {label} {start}–{end} ({quoted!r}) has something between its parts, which is taken as well."
             )
         marks.append(Mark(start, end, label, None if fragments else quoted, scores.get(name)))
-    annotation, found_too = annotation_of(
-        task,
-        name_annotator(options, "", str(path)),
-        "draft" if torn else "annotated",
-        marks,
-        flagged=bool(torn),
-        comment="\n".join([*comments, *torn]),
-    )
+    said: dict[str, Any] = {"comment": "\n".join([*comments, *torn])} if comments or torn else {}
+    if torn:
+        said["flagged"] = True
+    annotator = name_annotator(options, "", str(path))
+    annotation, found_too = annotation_of(task, annotator, "draft" if torn else "annotated", marks, **said)
     task.annotations.append(annotation)
     ignored = [f"{others} lines of relations, events, attributes or the like are left out."] * bool(others)
     return Entry(str(path), task, [*ignored, *torn, *found_too])

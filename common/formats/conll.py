@@ -19,11 +19,10 @@ from common.conll import MARK, Token, read_conll, write_conll
 from common.errors import StepError
 from common.formats import Entry, Finding, Format, Options
 from common.formats.texts import read_text
-from common.formats.tokens import BLANK, Finder, Tagged, read_tags, tag_documents
+from common.formats.tokens import BLANK, TAG, Finder, Tagged, read_tags, tag_documents
 
 FIELDS = 10  # of a row of CoNLL-U: ID FORM LEMMA UPOS XPOS FEATS HEAD DEPREL DEPS MISC
 ROW = re.compile(r"(\d+)(?:-(\d+))?|\d+\.\d+")  # a word, a word of several syntactic ones, and one that is not there
-TAG = re.compile(r"O|[BIESLU]-.+")
 ESCAPES = {" ": r"\s", "\t": r"\t", "\n": r"\n", "\r": r"\r", "|": r"\p", "\\": r"\\"}
 CHARACTERS = {escape: character for character, escape in ESCAPES.items()}
 
@@ -111,7 +110,7 @@ def _read_u(path: Path, known: Mapping[str, Task], options: Options) -> Iterator
     finder = Finder(known)
     lines = read_text(path).removeprefix("\ufeff").split("\n")
     begins = [number for number, line in enumerate(lines) if re.match(r"# *newdoc\b", line)]
-    for first, end in pairwise([*(begins or [0]), len(lines)]):
+    for first, end in pairwise([0, *begins, len(lines)]):  # the first may not be named
         found = re.match(r"# *newdoc +id *= *(.*\S)", lines[first])
         text, words, tags = _read_rows(path, lines, first, end)
         if words:

@@ -20,6 +20,7 @@ from common.formats import (
     Options,
     annotation_of,
     check_marks,
+    counts_utf16,
     decision_of,
     document_of,
     name_annotator,
@@ -37,7 +38,7 @@ SHARED = "all"  # the file of a project in which all users share their annotatio
 def _write(folder: Path, tasks: list[Task], options: Options) -> list[Finding]:
     rows, findings = [], []
     for task in tasks:
-        utf16 = _is_utf16(task.document.text, task.document.id, options)
+        utf16 = counts_utf16(FORMAT.name, task.document.text, task.document.id, options)
         decision = decision_of(task)
         spans = decision.spans if decision else task.suggestions
         kept = without_overlaps(spans)  # doccano itself would drop others without a word
@@ -62,15 +63,6 @@ def _make_labels(text: str, spans: list[Span], utf16: bool) -> list[list[Any]]:
     return [[units[span.start], units[span.end], span.label] for span in spans]
 
 
-def _is_utf16(text: str, place: str, options: Options) -> bool:
-    if not options.offsets and any(character > "\uffff" for character in text):
-        raise StepError(
-            f"{place}: the text has characters beyond U+FFFF, such as emoji, where doccano's offsets are ambiguous.",
-            "Say what they count: --vars.offsets utf-16 for doccano's page, code-points for its HTTP interface.",
-        )
-    return options.offsets == "utf-16"
-
-
 def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[Entry]:
     for place, row in read_jsonl(path):
         text = text_of(row, place)
@@ -78,7 +70,7 @@ def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[E
         if not isinstance(labels, list):
             raise StepError(f"{place}: there is no list of labels in it.", "Export as JSONL, without relations.")
         task = Task(document=document_of(row.get("document"), text))
-        utf16 = _is_utf16(text, place, options)
+        utf16 = counts_utf16(FORMAT.name, text, place, options)
         marks = [
             Mark(label[0], label[1], label[2], utf16=utf16)
             if isinstance(label, list) and len(label) == 3
@@ -87,7 +79,7 @@ def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[E
         ]
         findings: list[str] = []
         comments = row.get("Comments")
-        comment = "\n".join(map(str, comments)) if isinstance(comments, list) else ""
+        said = {"comment": "\n".join(map(str, comments))} if comments and isinstance(comments, list) else {}
         if "id" in row:  # only doccano's own export has it
             if not options.approved:
                 raise StepError(
@@ -95,7 +87,7 @@ def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[E
                     "Export only approved documents, which doccano offers, and say so: --vars.approved yes",
                 )
             annotator = name_annotator(options, path.stem if path.stem != SHARED else "", place)
-            annotation, findings = annotation_of(task, annotator, "annotated", marks, comment=comment)
+            annotation, findings = annotation_of(task, annotator, "annotated", marks, **said)
             task.annotations.append(annotation)
         elif row.get("status") in ("annotated", "skipped"):
             annotator = name_annotator(options, row.get("annotator"), place)

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.annotations import Task
 from common.errors import StepError
 from common.formats import Entry, Finding, Format, Options, labels_of
-from common.formats.tokens import Finder, read_tags, tag_documents
+from common.formats.tokens import TAG, Finder, read_tags, tag_documents
 
 
 def _write(folder: Path, tasks: list[Task], options: Options) -> list[Finding]:
@@ -61,12 +61,17 @@ def _read(path: Path, known: Mapping[str, Task], options: Options) -> Iterator[E
             f"{path} has no column tokens, or its column ner_tags has no names of class labels.",
             "Write it with datasets, as Sequence(ClassLabel(names=[...])).",
         )
+    if wrong := [name for name in names if not TAG.fullmatch(name)]:
+        raise StepError(
+            f"{path}: {wrong[0]!r}, a class label of ner_tags, is neither O nor B-TYPE nor I-TYPE.",
+            "Write the tags in IOB1, IOB2, BIOES or BILUO.",
+        )
     finder = Finder(known)
     for number, row in enumerate(table.to_pylist(), start=1):
         place, words = f"{path}, row {number}", row["tokens"] or []
         text = row.get("text") or " ".join(words)
         tags = row["ner_tags"] or []
-        if not all(0 <= tag < len(names) for tag in tags):
+        if not all(tag is not None and 0 <= tag < len(names) for tag in tags):
             raise StepError(f"{path}, row {number}: a tag has no name.", "Write it again, with all class labels.")
         yield read_tags(finder, options, place, row.get("id"), text, words, [names[tag] for tag in tags])
 

@@ -31,6 +31,7 @@ from common.formats import (
 )
 from common.formats.texts import check_labels
 
+TAG = re.compile(r"O|[BIESLU]-.+")
 LETTER = re.compile(r"[^\s\ufeff\0]")
 BLANK = re.compile(r"[\s\ufeff\0]+")  # no token, nor part of one: `read_conll` removes byte-order marks anywhere
 

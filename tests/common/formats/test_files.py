@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow
 import pytest
 import spacy
-from datasets import load_dataset
+from datasets import ClassLabel, Features, Sequence, Value, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow.parquet import write_table
@@ -398,6 +398,12 @@ def test_conllu_of_others_is_read(tmp_path: Path) -> None:
     assert quotes_in(entry) == [("Zum Tarn", "LOC")]
 
 
+def test_conllu_before_the_first_document_that_is_named_is_one_too(tmp_path: Path) -> None:
+    blank = "\t_" * 8
+    (tmp_path / "tasks.conllu").write_text(f"{FOREIGN}\n# newdoc id = d2\n1\tFog{blank}\n", "utf8")
+    assert [entry.task.document.text.strip() for entry in read("conllu", tmp_path)] == ["Zum Tarn.", "Fog"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -458,6 +464,17 @@ def test_parquet_of_others_is_read(tmp_path: Path) -> None:
         read("parquet", tmp_path)
     path.write_bytes(b"PAR1")
     with pytest.raises(StepError, match="cannot be read"):
+        read("parquet", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "tag"), [("person", 1), ("person-other", 1), ("B-PER", None), ("B-PER", -1)])
+def test_tags_without_a_scheme_or_a_name_are_refused_and_not_read_as_none(
+    name: str, tag: int | None, tmp_path: Path
+) -> None:
+    features = Features({"tokens": Sequence(Value("string")), "ner_tags": Sequence(ClassLabel(names=["O", name]))})
+    table = pyarrow.Table.from_pylist([{"tokens": ["Mira"], "ner_tags": [tag]}], schema=features.arrow_schema)
+    write_table(table, tmp_path / "tasks.parquet")
+    with pytest.raises(StepError, match="a tag has no name" if name == "B-PER" else f"'{name}', a class label"):
         read("parquet", tmp_path)
 
 
@@ -544,6 +561,7 @@ def test_notes_and_what_else_brat_has_are_told(tmp_path: Path) -> None:
     )
     (entry,) = read("brat", tmp_path)
     assert entry.task.annotations[0].comment == "Who?"
+    assert "flagged" not in entry.task.annotations[0].model_fields_set, "a flag in the store stays"
     assert entry.findings == ["3 lines of relations, events, attributes or the like are left out."]
 
 

@@ -14,6 +14,7 @@ import srsly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.agreement import ADJUDICATED
 from common.annotations import Annotation, Document, Span, Task, checksum_of
 from common.errors import StepError
 from common.formats import (
@@ -22,6 +23,7 @@ from common.formats import (
     Mark,
     Options,
     check_marks,
+    decision_of,
     find_losses,
     without_overlaps,
 )
@@ -126,7 +128,8 @@ def reduce(tool: str, task: Task) -> Task:
             span.model_copy(update={"source": source, "score": span.score if scored else None}) for span in suggestions
         ]
     annotations = []
-    for annotation in decided if "annotators" in holds else decided[:1]:
+    first = decision_of(task)
+    for annotation in decided if "annotators" in holds else [first] if first else []:
         spans = annotation.spans if "overlaps" in holds else without_overlaps(annotation.spans)
         annotations.append(
             Annotation(
@@ -167,6 +170,21 @@ def test_what_is_written_is_read_as_it_was(tool: str, tasks: list[Task], offsets
             assert earlier.document == entry.task.document
             earlier.annotations.extend(entry.task.annotations)
     assert [by_source(task) for task in merged.values()] == [by_source(reduce(tool, task)) for task in tasks]
+
+
+def test_of_several_annotations_the_final_one_is_written_and_a_skipped_one_last() -> None:
+    skipped = Annotation(document="d1", annotator="ada", status="skipped")
+    annotated, final = (Annotation(document="d1", annotator=name, status="annotated") for name in ("bo", ADJUDICATED))
+    draft = final.model_copy(update={"status": "draft"})
+    for there, kept in (
+        ([skipped, annotated, final], final),
+        ([skipped, annotated, draft], annotated),
+        ([skipped, draft], skipped),
+        ([draft], None),
+    ):
+        assert decision_of(Task(document=SHIP, annotations=there)) == kept
+    losses = find_losses(FORMATS["conll"], [Task(document=SHIP, annotations=[skipped, annotated, final])])
+    assert f"that of {ADJUDICATED} is kept" in " ".join(finding.message for finding in losses)
 
 
 def test_what_a_format_cannot_hold_is_said() -> None:
@@ -478,6 +496,12 @@ def test_doccano_s_export_of_documents_that_nobody_approved_is_refused(tmp_path:
     assert "--vars.approved yes" in error.value.remedy
 
 
+def test_the_comments_of_the_store_stay_where_doccano_has_none(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "admin.jsonl", example([]))
+    (entry,) = read("doccano", path, Options(offsets="utf-16", approved=True))
+    assert "comment" not in entry.task.annotations[0].model_fields_set, "what is set takes the place of what was there"
+
+
 def test_doccano_s_offsets_have_to_be_named_where_they_are_ambiguous(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "admin.jsonl", example([], text="Turku."), example([[2, 14, "PER"]]))
     with pytest.raises(StepError, match="line 2") as error:
@@ -553,7 +577,7 @@ def test_argilla_gets_a_score_for_each_suggested_span_or_none(tmp_path: Path) ->
         Task(document=SHIP, suggestions=scored),
         Task(document=Document(id="d2", text=TEXT), suggestions=mixed),
     ]
-    findings = FORMATS["argilla"].write(tmp_path, tasks, Options(labels=("METHOD",)))
+    findings = FORMATS["argilla"].write(tmp_path, tasks, Options(labels=("METHOD",), offsets="code-points"))
     first, second = srsly.read_json(tmp_path / "records.json")
     assert first["suggestions"]["spans"]["score"] == [0.5, 0.5] and first["suggestions"]["spans"]["agent"] == "en_x-1.0"
     assert second["suggestions"]["spans"]["score"] is None
@@ -564,6 +588,19 @@ def test_argilla_gets_a_score_for_each_suggested_span_or_none(tmp_path: Path) ->
     (question,) = srsly.read_json(tmp_path / "settings.json")["questions"]
     assert [option["value"] for option in question["settings"]["options"]] == ["METHOD", "LOC", "PER"]
     assert question["settings"]["allow_overlapping"] is False
+
+
+def test_argilla_s_offsets_have_to_be_named_where_they_are_ambiguous(tmp_path: Path) -> None:
+    """Its page counts UTF-16 code units: what people mark after an emoji would stand a character too far right."""
+    marked = {"spans": [{"value": [{"label": "PER", "start": 3, "end": 15}], "user_id": "ada"}]}
+    path = write_list(tmp_path / "records.json", record(suggestions={}, responses=marked))
+    with pytest.raises(StepError, match=r"entry 1: .* where argilla's offsets are ambiguous") as error:
+        read("argilla", path, Options())
+    assert "--vars.offsets utf-16" in error.value.remedy
+    with pytest.raises(StepError, match=r"d1: .* ambiguous"):
+        FORMATS["argilla"].write(tmp_path, [Task(document=SHIP)], Options())
+    (entry,) = read("argilla", path, Options(offsets="utf-16"))
+    assert entry.task.annotations[0].spans == [MIRA]
 
 
 def test_which_question_of_argilla_is_about_spans_has_to_be_clear(tmp_path: Path) -> None:
