@@ -14,13 +14,12 @@ from wasabi import msg
 
 from common.annotations import Document, Task, checksum_of
 from common.errors import StepError, main
+from common.groups import GROUP, group_documents, regroup
 from common.records import writes
-from common.similarity import group_similar, sketch
 from common.store import STORE, Store
 from common.texts import LONGEST, READERS, Source, check_encoding, find_sources, read_documents
 
 TEST: Final = "test"
-GROUP = "group"  # in a document's meta: what names those that are nearly the same
 SHOWN = 10  # so many are named of each kind of trouble
 
 
@@ -54,8 +53,7 @@ def gather(
             document.split, document.rank, document.reason = TEST, held_out[document.id], TEST
     store = Store(folder / STORE)
     store.add_documents(found.new)
-    regrouped = (task.document for task in known if task.document.meta.get(GROUP) != groups.get(task.document.id))
-    store.describe({document.id: {GROUP: groups.get(document.id)} for document in regrouped})
+    store.describe(regroup(documents, groups))
     move_to_test(store, {name: rank for name, rank in held_out.items() if name in old})
     _tell(found, len(sources), sum(document.id in groups for document in found.new))
     msg.good(f"{folder / STORE} has {len(documents):,} documents, {len(found.new):,} of them new")
@@ -130,19 +128,6 @@ def _place_of(document: Document) -> str:
 def _describe(task: Task) -> str:
     decided = len(task.annotations)
     return f"that in the store, which stays with its {decided} annotations" if decided else "that in the store"
-
-
-def group_documents(documents: Sequence[Document]) -> dict[str, str]:
-    """Group the documents that are nearly the same, so that no two splits can share them.
-
-    documents (Sequence[Document]): The documents.
-    RETURNS (dict[str, str]): For each that is not alone the least id in its group.
-    """
-    bar = tqdm.tqdm(documents, "comparing", unit="doc", disable=None)
-    members: dict[int, list[str]] = defaultdict(list)
-    for document, first in zip(documents, group_similar([sketch(document.text) for document in bar]), strict=True):
-        members[first].append(document.id)
-    return {name: min(names) for names in members.values() if len(names) > 1 for name in names}
 
 
 def choose_test(

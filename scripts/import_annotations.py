@@ -16,6 +16,7 @@ from common.annotations import Annotation, Span, Task
 from common.errors import StepError, main
 from common.formats import Entry, Options, by_source
 from common.formats.known import FORMATS, find_format
+from common.groups import group_documents, regroup
 from common.records import write_json, writes
 from common.store import STORE, ConflictError, Store
 
@@ -80,13 +81,14 @@ def match(entries: Iterable[Entry], known: Mapping[str, Task]) -> tuple[list[Ent
     known (Mapping[str, Task]): What the store has, by id.
     RETURNS (tuple[list[Entry], list[Problem]]): The entries under the ids of the store, without those whose text is
         not that of the store; and all findings, of readers too.
-    RAISES (StepError): If an id occurs twice, unless with one text and annotations by different people.
+    RAISES (StepError): If an id occurs twice, unless with one text, and with annotations that are the same or by
+        different people, or with nothing that could be taken.
     """
     by_text: dict[str, str] = {}
     for task in known.values():
         by_text.setdefault(task.document.text, task.document.id)
     texts: dict[str, tuple[str, str]] = {}
-    places: dict[tuple[str, str], str] = {}
+    taken: dict[tuple[str, str], tuple[str, object]] = {}  # by document and annotator: the place, and what it says
     matched, findings = [], []
     for entry in entries:
         task = entry.task
@@ -103,12 +105,23 @@ def match(entries: Iterable[Entry], known: Mapping[str, Task]) -> tuple[list[Ent
         place, first = texts.setdefault(name, (entry.place, text))
         if text != first:
             raise _occurs_twice(name, place, entry.place, "with different texts")
-        for annotator in [annotation.annotator for annotation in task.annotations] or [""]:
-            if (name, annotator) in places:
-                how = f"annotated by {annotator}" if annotator else "without annotations"
-                raise _occurs_twice(name, places[name, annotator], entry.place, how)
-            places[name, annotator] = entry.place
-        matched.append(Entry(entry.place, task))
+        new = []
+        for annotation in task.annotations:
+            here = entry.place, decision_in(annotation)
+            earlier = taken.setdefault((name, annotation.annotator), here)
+            if earlier is here:
+                new.append(annotation)
+            elif earlier[1] != here[1]:
+                raise _occurs_twice(name, earlier[0], entry.place, f"annotated by {annotation.annotator}")
+            else:
+                said = f"{annotation.annotator} says the same as in {earlier[0]}, so it was taken once."
+                findings.append(Problem(entry.place, name, said))
+        if task.suggestions and not task.annotations:
+            if (name, "") in taken:
+                raise _occurs_twice(name, taken[name, ""][0], entry.place, "without annotations")
+            taken[name, ""] = entry.place, None
+        if new or not task.annotations:
+            matched.append(Entry(entry.place, task.model_copy(update={"annotations": new})))
     return matched, findings
 
 
@@ -163,6 +176,9 @@ def save(store: Store, entries: Iterable[Entry], known: Mapping[str, Task]) -> t
     entries = list(entries)
     added = [entry.task for entry in entries if entry.task.document.id not in known]
     counts = {"new documents": store.add_documents(task.document for task in added)}
+    if added:  # near-duplicates share a split, also those that `gather` has not brought
+        documents = {task.document.id: task.document for task in (*known.values(), *added)}.values()
+        store.describe(regroup(documents, group_documents([*documents])))
     suggestions: dict[str, dict[str, list[Span]]] = {}
     for task in added:
         for source, spans in by_source(task.suggestions).items():
@@ -176,14 +192,15 @@ def save(store: Store, entries: Iterable[Entry], known: Mapping[str, Task]) -> t
         there = {one.annotator: one for one in known[name].annotations} if name in known else {}
         for annotation in entry.task.annotations:
             earlier = there.get(annotation.annotator)
-            if earlier and decision_in(earlier) == decision_in(annotation):
+            new = replace(earlier, annotation)
+            if earlier and decision_in(earlier) == decision_in(new):
                 counts["annotations that were there"] += 1
             elif earlier and earlier.status != "draft" and annotation.status == "draft":
                 message = f"The store has a finished annotation by {annotation.annotator}, and this is none: not saved."
                 findings.append(Problem(entry.place, name, message))
             else:
                 try:
-                    store.save(replace(earlier, annotation))
+                    store.save(new)
                     counts["annotations saved"] += 1
                 except ConflictError as error:
                     findings.append(Problem(entry.place, name, f"{error} It was not imported: do so once more."))

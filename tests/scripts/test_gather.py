@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from common.annotations import Annotation, Document, Span
 from common.errors import StepError
+from common.groups import group_documents
 from common.store import STORE, Store
 from scripts import gather as step
 from scripts.clean import clean
-from scripts.gather import choose_test, gather, group_documents
+from scripts.gather import choose_test, gather
 from tests.conftest import words
 
 

@@ -141,6 +141,40 @@ def test_the_same_annotation_is_imported_once_and_another_one_is_a_new_revision(
     assert [[span.label for span in one.spans] for _, one in store.history("d1")] == [["PER"], ["ORG"]]
 
 
+def test_what_says_the_same_may_occur_twice_and_is_taken_once(folder: Path, tmp_path: Path) -> None:
+    """In a corpus without ids two documents may be the same, of which `gather` has brought one."""
+    same = row(None, TEXTS["d1"], (0, 4, "PER"))
+    import_annotations(folder, [write(tmp_path / "out.jsonl", same, same)], "prodigy")
+    (annotation,) = saved(folder, "d1")
+    assert annotation.spans == [MIRA] and annotation.revision == 1
+    (finding,) = findings(folder)
+    assert finding["place"].endswith("line 2") and "ada says the same as in" in finding["message"]
+
+
+def test_what_says_nothing_may_occur_twice(folder: Path, tmp_path: Path) -> None:
+    """Two people have rejected one task of Prodigy."""
+    rows = (row("d1", TEXTS["d1"], answer="reject", _annotator_id=name) for name in ("ada", "bo"))
+    import_annotations(folder, [write(tmp_path / "out.jsonl", *rows, row("d2", TEXTS["d2"]))], "prodigy")
+    assert len(findings(folder)) == 2 and not saved(folder, "d1") and saved(folder, "d2")
+
+
+def test_what_a_format_cannot_hold_makes_no_new_revision(folder: Path, tmp_path: Path) -> None:
+    store = Store(folder / STORE)
+    kept = store.save(Annotation(document="d1", annotator="ada", status="annotated", ground_truth=True))
+    import_annotations(folder, [write(tmp_path / "out.jsonl", row("d1", TEXTS["d1"]))], "prodigy")
+    assert saved(folder, "d1") == [kept]
+
+
+def test_near_duplicates_are_in_one_group_as_if_they_were_gathered(folder: Path, tmp_path: Path) -> None:
+    store = Store(folder / STORE)
+    text = "On day 7 the boat left at noon, and on day 8 another one came into the harbour with fog behind it"
+    store.add_documents([Document(id="old", text=f"{text}.")])
+    rows = (row(name, f"{text}{mark}") for name, mark in (("new", "!"), ("newer", "?")))
+    import_annotations(folder, [write(tmp_path / "out.jsonl", *rows, row("d1", TEXTS["d1"]))], "prodigy")
+    groups = {task.document.id: task.document.meta.get("group") for task in store.tasks()}
+    assert groups == dict.fromkeys(TEXTS) | dict.fromkeys(("new", "newer", "old"), "new")
+
+
 def test_a_broken_annotation_does_not_replace_a_finished_one(folder: Path, tmp_path: Path) -> None:
     """The file was edited by hand: the offsets are no longer those of the word."""
     kept = Store(folder / STORE).save(Annotation(document="d1", annotator="ada", status="annotated", spans=[MIRA]))
