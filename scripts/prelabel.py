@@ -96,24 +96,23 @@ def suggest(store: Store, tasks: list[Task], finders: dict[str, Finder], wanted:
         texts = [task.document.text for task in batch]
         taken: list[list[Span]] = [[] for _ in batch]
         words: list[tuple[Word, ...]] = [()] * len(batch)
-        for source, find in finders.items():
+        for find in finders.values():
             new = list(find(texts))
             spans = [drop_overlaps(rename(one.spans, wanted), old) for one, old in zip(new, taken, strict=True)]
             words = [old or one.words for one, old in zip(new, words, strict=True)]
             taken = [[*old, *more] for old, more in zip(taken, spans, strict=True)]
-            store.suggest(source, {task.document.id: more for task, more in zip(batch, spans, strict=True)})
+        # Once more, because somebody may have begun one of them meanwhile.
+        now = store.tasks([task.document.id for task in batch])
+        free = [one for one in zip(now, taken, words, strict=True) if not one[0].annotations]
+        for source in dict.fromkeys([*finders, *(span.source for task, _, _ in free for span in task.suggestions)]):
+            store.suggest(
+                source,
+                {task.document.id: [span for span in spans if span.source == source] for task, spans, _ in free},
+            )
         store.describe(
-            {
-                task.document.id: {WORDS: rows}
-                for task, rows in zip(batch, words, strict=True)
-                if rows or task.document.meta.get(WORDS)
-            }
+            {task.document.id: {WORDS: rows} for task, _, rows in free if rows or task.document.meta.get(WORDS)}
         )
-        others = {span.source for task in batch for span in task.suggestions} - set(finders)
-        for source in sorted(others):
-            gone = [task.document.id for task in batch if any(span.source == source for span in task.suggestions)]
-            store.suggest(source, {name: [] for name in gone})
-        found += [span for spans in taken for span in spans]
+        found += [span for _, spans, _ in free for span in spans]
     return found
 
 

@@ -43,6 +43,10 @@ def select(
     random = np.random.default_rng(seed)
     waiting = [task for task in tasks if not task.annotations and task.document.split != "test"]
     doubts = measure_tags(pipeline, waiting) if pipeline else measure_suggestions(waiting)
+    tasks = store.tasks()  # once more, because somebody may have begun one of them meanwhile
+    begun_now = {task.document.id for task in tasks if task.annotations}
+    free = [number for number, task in enumerate(waiting) if task.document.id not in begun_now]
+    waiting, doubts = [waiting[number] for number in free], doubts[free]
     if waiting and not doubts.any():
         msg.warn("Nothing says how sure a pipeline is of these texts: they come at random.", "See make prelabel.")
     sketches = np.stack([sketch(task.document.text) for task in waiting]) if waiting else np.zeros((0, 1))

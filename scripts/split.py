@@ -51,15 +51,23 @@ def split(
     """Write the final annotations as a corpus that a run can take as its source."""
     store = open_store(folder)
     claim(folder / CORPUS, RECORD)
-    finals, record = collect_finals(store.tasks())
+    tasks = store.tasks()
+    finals, record = collect_finals(tasks)
     if len(finals) < FEWEST:
         raise StepError(
             f"{store.path} has {len(finals)} documents with a final annotation, and a corpus needs {FEWEST}.",
             f"Left out are: {describe_counts(record['left_out'])}. Annotate more, and decide what is open.",
         )
+    held_out = any(task.document.split == "test" and decide(task).state != "skipped" for task in tasks)
+    if held_out and not any(final.document.split == "test" for final in finals):
+        raise StepError(
+            "No document of test has a final annotation.",
+            "Annotate these first: they were drawn at random, and those to learn from cannot take their place.",
+        )
     check_cuts(record, sum(final.labels.total() for final in finals), folder)
     places, moved = divide(finals, seed)
     parts = {name: [final for final in finals if places[final.document.id] == name] for name in SPLITS}
+    parts["test"] = [final._replace(rows=drop_guesses(final.rows)) for final in parts["test"]]
     record |= {
         "seed": seed,
         "moved_to_their_group": moved,
@@ -152,6 +160,11 @@ def create_rows(doc: Doc, words: Iterable[Word] = ()) -> conll.Document:
         if sentence:
             document.append(sentence)
     return document
+
+
+def drop_guesses(rows: conll.Document) -> conll.Document:
+    """Rows without tags and chunks, which `prelabel` has guessed: in test, scores on them would say nothing."""
+    return [[conll.Token(token.text, token.entity) for token in sentence] for sentence in rows]
 
 
 def check_cuts(record: dict[str, Any], entities: int, folder: Path) -> None:

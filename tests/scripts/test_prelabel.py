@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.tokens import Span as Entity
 
-from common.annotations import Annotation, Document
+from common.annotations import Annotation, Document, Span
 from common.errors import StepError
 from common.store import STORE, Store
+from common.suggestions import Found
 from scripts import prelabel as step
 from scripts.prelabel import Precedence, prelabel
 from tests.conftest import words
@@ -154,6 +156,21 @@ def test_what_was_suggested_before_goes_and_what_people_have_begun_keeps_it(fold
     prelabel(folder, save_pipeline("new", version="2.0.0", LOC="Turku"))
     assert suggestions(folder)["d1"] == [("Turku", "LOC", "en_demo-2.0.0", 0.75)]
     assert store.tasks(["d2"]) == before and before[0].suggestions
+
+
+def test_what_somebody_begins_meanwhile_keeps_what_was_seen(folder: Path) -> None:
+    store = Store(folder / STORE)
+    seen = {name: [Span(start=0, end=4, label="LOC", source="old")] for name in ("d1", "d2")}
+    store.suggest("old", seen)
+
+    def find(texts: list[str]) -> Iterator[Found]:
+        store.save(Annotation(document="d1", annotator="ada", status="draft"))
+        return (Found([], ((0, 4, "NNP", ""),)) for _ in texts)
+
+    assert step.suggest(store, store.tasks(["d1", "d2"]), {"new": find}, {}) == []
+    first, second = store.tasks(["d1", "d2"])
+    assert first.suggestions == seen["d1"] and "words" not in first.document.meta
+    assert second.suggestions == [] and second.document.meta["words"]
 
 
 def test_huge_texts_are_left_out_and_named(

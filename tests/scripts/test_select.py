@@ -10,9 +10,10 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from common.annotations import Annotation, Document, Span
+from common.annotations import Annotation, Document, Span, Task
 from common.errors import StepError
 from common.store import STORE, Store, is_shared
+from scripts import select as step
 from scripts.select import measure_suggestions, measure_tags, select
 from tests.conftest import words
 
@@ -98,6 +99,20 @@ def test_what_is_begun_keeps_its_place_and_the_rest_is_arranged_anew(folder: Pat
     second = store.tasks()
     assert [task.document for task in second[:4]] == [task.document for task in first[:4]]
     assert order(folder)[4:] != [(task.document.id, task.document.reason) for task in first[4:]]
+
+
+def test_what_somebody_begins_meanwhile_keeps_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    select(folder, batch=5)
+    store = Store(folder / STORE)
+    begun = store.tasks()[-1]
+
+    def measure(tasks: list[Task]) -> np.ndarray:
+        store.save(Annotation(document=begun.document.id, annotator="ada", status="draft"))
+        return np.ones(len(tasks))
+
+    monkeypatch.setattr(step, "measure_suggestions", measure)
+    select(folder, batch=5, seed=1)
+    assert store.tasks([begun.document.id])[0].document == begun.document
 
 
 def test_without_scores_the_order_is_random_and_that_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def splits_of(store: Store) -> dict[str, str | None]:
 
 
 def test_tags_and_chunks_fill_the_columns_of_the_corpus(tmp_path: Path) -> None:
-    """But where the tokens are others, they have no value; and no chunk begins in the sentence before."""
+    """But where the tokens are others, and in test, they have no value; and no chunk begins in the sentence before."""
     nlp = create_reader()
     text = "Mira left. Turku slept well."
     words_: list[Word] = [
@@ -91,16 +91,11 @@ def test_tags_and_chunks_fill_the_columns_of_the_corpus(tmp_path: Path) -> None:
     }
     store.describe(found)
     split(folder)
-    tokens = [
-        token
-        for name in SPLITS
-        for d in read_conll(folder / f"corpus/{name}.conll").documents
-        for s in d
-        for token in s
-    ]
-    assert {(token.pos, token.chunk) for token in tokens} == {("X", "B-NP")} and {token.entity for token in tokens} > {
-        "O"
-    }
+    for name in SPLITS:
+        documents = read_conll(folder / f"corpus/{name}.conll").documents
+        tokens = [token for document in documents for sentence in document for token in sentence]
+        assert {(token.pos, token.chunk) for token in tokens} == ({("", "")} if name == "test" else {("X", "B-NP")})
+        assert {token.entity for token in tokens} > {"O"}
 
 
 def test_a_run_takes_the_corpus_as_its_source(tmp_path: Path) -> None:
@@ -157,6 +152,16 @@ def test_documents_keep_their_split_when_others_come(tmp_path: Path) -> None:
     old, new = (Counter(found.values()) for found in (before, after))
     assert new["test"] == old["test"], "a test set that was chosen before gets nothing that was chosen to learn from"
     assert new["dev"] == pytest.approx((80 - old["test"]) * 0.15 / 0.85, abs=1)
+
+
+def test_what_was_chosen_to_learn_from_does_not_take_the_place_of_test(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "mine")
+    store.add_documents([Document(id="held out", text="Fog.", split="test")])
+    refuse(tmp_path / "mine", "No document of test")
+    assert set(splits_of(store).values()) == {None, "test"}
+    store.save(Annotation(document="held out", annotator="ada", status="annotated"))
+    split(tmp_path / "mine")
+    assert [name for name, part in splits_of(store).items() if part == "test"] == ["held out"]
 
 
 def test_near_duplicates_share_a_split_test_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
