@@ -22,6 +22,7 @@ from common.spellings import group_spellings
 Name = tuple[str, str]  # the spelling that is the most frequent, and the label
 
 _CHOSEN = "SELECT one.name, one.label FROM (SELECT unnest($chosen::STRUCT(name VARCHAR, label VARCHAR)[]) AS one)"
+_MAY_BE_DATES = (types.is_date, types.is_timestamp, types.is_string, types.is_large_string)
 _DATES = """SELECT count(try_cast(value AS TIMESTAMP))
     FROM (SELECT {column} AS value FROM parts WHERE {column} IS NOT NULL LIMIT 1000)"""
 _MENTIONS = """CREATE TABLE mentions AS
@@ -224,7 +225,7 @@ def list_date_columns(target: str) -> list[str]:
                 field.name
                 for field in parts.schema
                 if field.name not in ("id", "text")
-                and any(is_kind(field.type) for is_kind in (types.is_date, types.is_timestamp, types.is_string))
+                and any(is_kind(field.type) for is_kind in _MAY_BE_DATES)
                 and database.execute(_DATES.format(column=_quote(field.name))).fetchall() != [(0,)]
             ]
         except (duckdb.Error, OSError) as error:

@@ -43,7 +43,7 @@ def find_paths(names: str) -> list[Path]:
     """
     paths: list[Path] = []
     for name in filter(None, map(str.strip, names.split(","))):
-        found = sorted(glob.glob(name))
+        found = [name] if Path(name).exists() else sorted(glob.glob(name))  # a name may have brackets in it
         if not found:
             raise StepError(f"There is no {name}.", "Check the path; paths have commas between them.")
         paths += map(Path, found)
@@ -72,7 +72,8 @@ def find_sources(names: str) -> tuple[list[Source], list[Path]]:
 
     names (str): Paths, patterns of the shell and data sets on the hub (`hub:owner/name`, perhaps with `@revision`),
         with commas between them.
-    RETURNS (tuple[list[Source], list[Path]]): The files, each once, and those of other kinds in the same folders.
+    RETURNS (tuple[list[Source], list[Path]]): The files, each once, and those of other kinds in the same folders, with
+        links that lead to no file.
     RAISES (StepError): If there is nothing of a name, or nothing of a known kind.
     """
     sources: dict[Path, Source] = {}
@@ -85,8 +86,13 @@ def find_sources(names: str) -> tuple[list[Source], list[Path]]:
                 relative = file.relative_to(root).as_posix()
                 full = f"{name.removeprefix(HUB).partition('@')[0]}/{relative}" if on_hub else relative
                 sources.setdefault(file.absolute(), Source(file, full))
-            others |= {file for file in place.rglob("*") if file.is_file() and file.suffix.lower() not in READERS}
+            others |= {file for file in place.rglob("*") if _is_left_alone(file)}
     return list(sources.values()), sorted(file for file in others if not file.name.startswith("."))
+
+
+def _is_left_alone(file: Path) -> bool:
+    """Whether something in a folder is a file of another kind, or a link that leads to no file, such as a folder's."""
+    return file.suffix.lower() not in READERS if file.is_file() else file.is_symlink()
 
 
 def fetch_texts(name: str) -> Path:
@@ -161,6 +167,8 @@ def read_documents(source: Source) -> Iterator[Document | StepError]:
 
 def _document_of(row: dict[str, Any], place: str, name: str, number: int | None) -> Document | StepError:
     text, given = row.get(TEXT), row.get("id")
+    if isinstance(given, float) and given.is_integer():  # what numbers become in a column where one is missing
+        given = int(given)
     if not isinstance(text, str):
         return _no_text(place)
     if text != _mend(text):

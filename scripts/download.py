@@ -176,7 +176,8 @@ def get_start(folder: Path, start: str) -> None:
         return
     from common.models import load_trained
 
-    if Path(start).resolve().parent.name == folder.name:
+    run, own = Path(os.path.abspath(start)).parent, Path(os.path.abspath(folder))  # training/<run> and assets/<run>
+    if run.name == own.name and run.parent.parent == own.parent.parent:
         raise StepError(
             f"{start} is a model of the run {folder.name} itself: each training would make another one necessary.",
             "Choose another name for the run that goes on from it: --vars.run",

@@ -63,6 +63,8 @@ def test_paths_and_patterns_are_found(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert find_paths(f"{tmp_path}/b*, {tmp_path}/a,") == [tmp_path / name for name in ("b1", "b2", "a")]
     assert find_paths("") == []
+    (tmp_path / "a [old]").mkdir()
+    assert find_paths(f"{tmp_path}/a [old]") == [tmp_path / "a [old]"], "a name is no pattern if it is there"
     with pytest.raises(StepError, match=r"There is no .*/c\*"):
         find_paths(f"{tmp_path}/a,{tmp_path}/c*")
 
@@ -84,9 +86,12 @@ def test_a_file_is_named_by_its_path_below_the_folder_that_was_named_and_read_on
     names = f"{tmp_path}/texts, {tmp_path}/texts/deep/*.txt"
     for name in (".hidden", "deep/picture.png"):
         (tmp_path / "texts" / name).touch()
+    for name in ("gone.txt", "elsewhere"):  # links to nothing, and to a folder, into which nobody looks
+        (tmp_path / "texts" / name).symlink_to(tmp_path / name)
+    (tmp_path / "elsewhere").mkdir()
     sources, others = find_sources(names)
     assert sources == [Source(tmp_path / "texts/deep/a.txt", "deep/a.txt")]
-    assert others == [tmp_path / "texts/deep/picture.png"]
+    assert others == [tmp_path / "texts" / name for name in ("deep/picture.png", "elsewhere", "gone.txt")]
     assert find_sources("") == ([], [])
 
 
@@ -127,6 +132,9 @@ def test_ids_and_other_columns_come_along(tmp_path: Path) -> None:
         ),
         Document(id="8", text=TEXTS[1], meta={"file": "deep/a.parquet", "row": 2, "columns": {"sure": False}}),
     ]
+    table = pyarrow.table({"id": [7.0, None], "text": TEXTS[:2]})  # numbers of which one is missing
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    assert [document.id for document in read(tmp_path / "b.parquet")] == ["7", "b.parquet#2"]
     path = write_rows(
         tmp_path / "a.jsonl", [{"id": " ", "text": "Fog.", "file": "mine", "row": [1], "\ud800": "\ud800"}]
     )

@@ -614,8 +614,17 @@ def test_what_a_run_cannot_go_on_from_is_refused(tmp_path: Path, trained: Path) 
     with pytest.raises(StepError, match="is no pipeline of this project that can be loaded"):
         step.get_start(tmp_path / "run", str(tmp_path / "blank"))
     with pytest.raises(StepError, match="is a model of the run trained itself"):
-        step.get_start(tmp_path / "trained", str(trained))
+        step.get_start(tmp_path / "assets/trained", str(tmp_path / "training/trained/model-best"))
     assert not (tmp_path / "run/start").exists()
+
+
+def test_a_model_of_another_project_is_not_of_this_run_though_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for start in (str(tmp_path.parent / "training" / tmp_path.name / "model-best"), "en_nothing"):
+        with pytest.raises(StepError, match="is no trained pipeline"):
+            step.get_start(Path("assets") / tmp_path.name, start)
 
 
 def test_of_an_encoder_that_is_refused_nothing_stays(tmp_path: Path, tiny_encoder: Path) -> None:
