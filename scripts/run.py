@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -21,11 +22,24 @@ def run(
 ) -> None:
     """Run a command of the project for a run; --vars.<variable> comes before what the run's file says."""
     overrides = {f"vars.{key}": value for key, value in read_run(Path("runs") / f"{name}.yml", Path.cwd()).items()}
-    project_run(Path.cwd(), command, overrides=overrides | parse_config_overrides(list(context.args)))
+    added = parse_config_overrides(list(context.args))
+    known = {f"vars.{key}" for key in find_variables(Path.cwd())}
+    if unknown := sorted(added.keys() - known):  # which weasel would take without a word
+        raise StepError(
+            f"There is no variable for --{unknown[0]}.",
+            f"Like this are: {', '.join(f'--{key}' for key in get_close_matches(unknown[0], known)) or 'none'}; "
+            "project.yml has all of them at its top.",
+        )
+    project_run(Path.cwd(), command, overrides=overrides | added)
+
+
+def find_variables(project: Path) -> dict[str, Any]:
+    """The variables of project.yml with their defaults."""
+    return dict(load_project_config(project, interpolate=False)["vars"])
 
 
 def read_run(path: Path, project: Path) -> dict[str, str]:
-    """The variables of project.yml that a run's file sets, and `run`, the name of the file.
+    """The variables of project.yml that a run's file sets, as they are written there, and `run`, the name of the file.
 
     path (Path): The file.
     project (Path): The folder of the project.
@@ -36,22 +50,23 @@ def read_run(path: Path, project: Path) -> dict[str, str]:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yml")))
         raise StepError(f"There is no {path}.", f"Copy one of the others and change it; there are: {known}")
     try:
-        found = yaml.safe_load(path.read_text("utf8")) or {}
+        found = yaml.load(path.read_text("utf8"), yaml.BaseLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StepError(
             f"{path} is not valid YAML: {error}", "A line is a variable and its value: encoder: minilm"
         ) from error
     if not isinstance(found, dict):
         raise StepError(f"{path} holds no variables.", "A line is a variable and its value: encoder: minilm")
-    variables = set(load_project_config(project, interpolate=False)["vars"]) - {"run"}
+    variables = {key: value for key, value in find_variables(project).items() if key != "run"}
     for key, value in found.items():
         if key not in variables:
             raise StepError(
                 f"{path} sets {key}, which is no variable of a run.", f"There are: {', '.join(sorted(variables))}"
             )
-        if not isinstance(value, str | int | float) or isinstance(value, bool) or '"' in str(value):
+        nothing = value in ("~", "null") or (value == "" and variables[key] != "")
+        if not isinstance(value, str) or '"' in value or nothing:
             raise StepError(f"{path} sets {key} to {value!r}.", "A value is one word, path or number, without quotes.")
-    return {key: str(value) for key, value in found.items()} | {"run": path.stem}
+    return found | {"run": path.stem}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ def test_a_file_gives_the_variables_of_a_run(folder: Path) -> None:
     path = folder / "runs/mine.yml"
     path.write_text("# My texts\nsource: my texts/2031\ncorpus: mine\nseed: 3\n", "utf8")
     assert read_run(path, folder) == {"source": "my texts/2031", "corpus": "mine", "seed": "3", "run": "mine"}
+    path.write_text("version: 1.10\nlearn_rate: 0.00003\npush: yes\ntexts: ''\n", "utf8")
+    assert read_run(path, folder) == {
+        "version": "1.10",
+        "learn_rate": "0.00003",
+        "push": "yes",
+        "texts": "",
+        "run": "mine",
+    }, "a value is what is written, not what YAML would make of it"
     path.write_text("", "utf8")
     assert read_run(path, folder) == {"run": "mine"}
 
@@ -33,7 +41,8 @@ def test_a_file_gives_the_variables_of_a_run(folder: Path) -> None:
         ("encodr: minilm", "sets encodr, which is no variable"),
         ("run: other", "sets run, which is no variable"),
         ("encoder: [minilm]", r"sets encoder to \['minilm'\]"),
-        ("seed: yes", "sets seed to True"),
+        ("encoder:", "sets encoder to ''"),
+        ("start: null", "sets start to 'null'"),
         ("source: 'a\"b'", "sets source to"),
         ("- minilm", "holds no variables"),
         ("encoder: 'minilm", "is not valid YAML"),
@@ -76,5 +85,8 @@ def test_a_step_of_a_run_takes_its_variables_and_what_is_added(changeable: Proje
     assert done.returncode == 0 and "Skipping 'convert': nothing changed" in words(done.stdout)
     done = changeable.start("-m", "scripts.run", "package", "tiny", "--vars.version", "../x")
     assert done.returncode == 1 and "A package cannot have the name" in words(done.stdout)
+    done = changeable.start("-m", "scripts.run", "convert", "tiny", "--vars.lern_rate", "1e-4")
+    assert done.returncode == 1 and "no variable for --vars.lern_rate" in words(done.stdout)
+    assert "--vars.learn_rate" in done.stdout
     done = changeable.start("-m", "scripts.run", "convert", "other")
     assert done.returncode == 1 and "There is no runs/other.yml" in words(done.stdout)
