@@ -35,6 +35,22 @@ def check_share(share: float, train_on: str) -> None:
         )
 
 
+def check_mixed(corpus: Path, share: float, train_on: str) -> None:
+    """Make sure that the synthetic texts in mixed.spacy are the share that the run wants now.
+
+    corpus (Path): Folder of the corpus. That mixed.spacy is there at all is looked at elsewhere.
+    share, train_on: As `check_share` takes them.
+    RAISES (StepError): If they are another share, or as `check_share`.
+    """
+    check_share(share, train_on)
+    record = read_json(corpus / f"{MIXED}.json")
+    if share and record and f"{record.get('share', 0):g}" != f"{share:g}":
+        raise StepError(
+            f"{corpus / MIXED}.spacy was mixed for another synthetic_share than {share:g}.",
+            f"Mix it again, for which no language model is asked again: make synthesize RUN={corpus.name}",
+        )
+
+
 def read_texts(corpus: Path) -> Texts:
     """Read the synthetic texts of a corpus.
 
@@ -71,7 +87,8 @@ def write_mixed(corpus: Path, share: float, folder: Path) -> float:
     mixed = mix(texts.train, texts.made, share)
     reached = 1 - sum(map(len, texts.train)) / sum(map(len, mixed))
     DocBin(docs=mixed, store_user_data=True).to_disk(folder / f"{MIXED}.spacy")
-    write_json(folder / f"{MIXED}.json", {"train": texts.inputs["train"], "inputs": {"share": reached, **texts.inputs}})
+    record = {"train": texts.inputs["train"], "share": share, "inputs": {"share": reached, **texts.inputs}}
+    write_json(folder / f"{MIXED}.json", record)
     return reached
 
 

@@ -21,14 +21,15 @@ Value = bool | int | float
 class Parameter(NamedTuple):
     """A setting to search: its values, of which one is the default, and what it does.
 
-    If `times`, a value says by what to multiply the one that the setting has otherwise. If `optional`, it is left out
-    where the corpus has nothing to try it with.
+    If `times`, a value says by what to multiply the one that the setting has otherwise. If `whole`, the setting has
+    whole numbers only. If `optional`, it is left out where the corpus has nothing to try it with.
     """
 
     distribution: FloatDistribution | IntDistribution | CategoricalDistribution
     times: bool
     default: Value
     explain: str
+    whole: bool = False
     optional: bool = False
 
 
@@ -105,8 +106,16 @@ def read_parameter(entry: Any, now: Value | None) -> Parameter:
     values, explain = entry[kind], str(entry["explain"])
     if not isinstance(values, list) or not values:
         raise ValueError(f"{kind} is {values!r}, not a list")
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    switches = [isinstance(value, bool) for value in values]
+    if isinstance(now, bool) and not (kind == "one_of" and all(switches)):
+        raise ValueError("it is a switch: one_of: [true, false]")
+    if not isinstance(now, bool) and (
+        any(switches) or not all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    ):
         raise ValueError(f"{kind} is {values!r}, not all numbers")
+    whole = isinstance(now, int)
+    if whole and kind != "times" and not all(isinstance(value, int) for value in values):
+        raise ValueError(f"the setting has whole numbers, and {values!r} are others")
     if now is None and kind != "times":
         raise ValueError("it takes multiples of what the training derives: times")
     if now is not None and kind == "one_of":
@@ -114,8 +123,6 @@ def read_parameter(entry: Any, now: Value | None) -> Parameter:
             raise ValueError(f"the default, {now}, is not among {values!r}")
         return Parameter(CategoricalDistribution(values), False, now, explain)
     default = 1.0 if kind == "times" or now is None else now
-    if isinstance(default, bool):
-        raise ValueError("it is a switch: one_of: [true, false]")
     if len(values) != 2 or values[0] >= values[1]:
         raise ValueError(f"the range {values!r} is empty: give the lowest and the highest value")
     low, high = values
@@ -124,11 +131,9 @@ def read_parameter(entry: Any, now: Value | None) -> Parameter:
     if kind == "times":
         if low <= 0:
             raise ValueError(f"the range {values!r} of multiples has to begin above 0")
-        return Parameter(FloatDistribution(low, high, log=True), True, default, explain)
+        return Parameter(FloatDistribution(low, high, log=True), True, default, explain, whole)
     if isinstance(default, float):
         return Parameter(FloatDistribution(low, high), False, default, explain)
-    if not all(isinstance(value, int) for value in values):
-        raise ValueError(f"the setting has whole numbers, and {values!r} are others")
     return Parameter(IntDistribution(low, high), False, default, explain)
 
 
@@ -152,21 +157,26 @@ def propose(trial: Trial, parameters: dict[str, Parameter], given: dict[str, str
         is written is what was tried.
     """
     settings = {}
-    for name, (distribution, times, *_) in parameters.items():
+    for name, parameter in parameters.items():
+        distribution = parameter.distribution
         if isinstance(distribution, CategoricalDistribution):
             value: Any = trial.suggest_categorical(name, distribution.choices)
         elif isinstance(distribution, IntDistribution):
             value = trial.suggest_int(name, distribution.low, distribution.high)
         else:
             value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-        settings[name] = multiply(given.get(name, "auto"), value) if times else format_value(value)
+        own = given.get(name, "auto")
+        settings[name] = multiply(own, value, parameter.whole) if parameter.times else format_value(value)
     return settings
 
 
-def multiply(given: str, factor: float) -> str:
-    """Multiply a number, `auto` or a multiple of that."""
+def multiply(given: str, factor: float, whole: bool = False) -> str:
+    """Multiply a number, `auto` or a multiple of that. A product that has to be a `whole` number is rounded."""
     word, _, number = given.rpartition("*") if "*" in given else (given, "", "1")
-    return f"auto*{float(number) * factor:.3g}" if word == "auto" else f"{float(given) * factor:.3g}"
+    if word == "auto":
+        return f"auto*{float(number) * factor:.3g}"
+    product = float(given) * factor
+    return str(round(product)) if whole else f"{product:.3g}"
 
 
 def format_value(value: Value) -> str:

@@ -33,7 +33,7 @@ from common.devices import TrainingFailed, choose_devices, run_all
 from common.errors import StepError, main
 from common.figures import Figures, save_figures, scale_log
 from common.formatting import describe_search, percent, shorten_name, tabulate_trials
-from common.mixing import SYNTHETIC, check_share, find_highest_share
+from common.mixing import SYNTHETIC, check_mixed, find_highest_share
 from common.models import DIVERGED, MIXED, TAUGHT
 from common.records import check_run, locked, made, record_inputs, sha256, staged, write_json
 from common.settings import find_settings, split_overrides
@@ -64,16 +64,22 @@ def search(
     seed: Annotated[int, typer.Option(help="Of each trial, and of what is proposed")] = 0,
     train_on: Annotated[str, typer.Option(help="As train's")] = "train",
     share: Annotated[float, typer.Option(help="As synthesize's; the default of the search")] = 0,
+    start: Annotated[Path | None, typer.Option(help="As train's, but there must be none")] = None,
     overrides: Annotated[str, typer.Option(help="As train's; the default of the search")] = "",
     gpu_id: Annotated[int, typer.Option(help="GPU, or -1 for the CPU")] = -1,
     gpus: Annotated[str, typer.Option(help="Several GPUs, with a training on each at a time: 0,1")] = "",
     processes: Annotated[int, typer.Option(help="How many trainings share the cores at a time", min=1)] = 1,
 ) -> None:
     """Search for the settings with the highest F1 on dev, and write them as a run."""
-    target = folder.with_name(best or f"{folder.name}-best")
+    target = folder.parent / (best or f"{folder.name}-best")
     for path in (folder, metrics, target, corpus.with_name(target.name)):
         check_run(path)
-    check_share(share, train_on)
+    if start and start.exists():
+        raise StepError(
+            "The run goes on from a trained pipeline, and a search trains from the encoder alone.",
+            "Search in a run without a start. What it finds may not suit one with a start.",
+        )
+    check_mixed(corpus, share, train_on)
     if confirm == 1:
         raise StepError(
             "With one other seed, nobody can tell what is noise.", "Take --confirm 3, or 0 to leave it out."
@@ -131,7 +137,7 @@ def search(
                     run_all(create_workers(trainings.store, devices, "--trials", "1"), devices, lambda _: None)
                 found = write(repeat(trainings, chosen, range(seed + 1, seed + 1 + confirm)))
             settings = given | chosen
-            write_run(runs / f"{folder.name}.yml", file, settings, describe_search(found))
+            write_run(runs / f"{folder.name}.yml", file, settings, seed, describe_search(found))
             if float(settings[SHARE]):
                 pass_texts(trainings, chosen)
     except KeyboardInterrupt:
@@ -149,7 +155,8 @@ def search(
     if others := found["counts"].get("at work"):
         msg.info(f"Other processes are at work on {others} trials: the last one of them sees all.")
     if better:
-        msg.good(f"Wrote {file}, the run with the best settings: make all RUN={file.stem}")
+        command = "distill" if train_on == TAUGHT else "all"
+        msg.good(f"Wrote {file}, the run with the best settings: make {command} RUN={file.stem}")
 
 
 def settle_share(parameters: dict[str, Parameter], corpus: Path, train_on: str) -> bool:
@@ -328,9 +335,9 @@ def repeat(trainings: Trainings, best: dict[str, str], seeds: range) -> dict[str
     trainings (Trainings): Trains.
     best (dict[str, str]): The best settings.
     seeds (range): The seeds.
-    RETURNS (dict[str, Any]): `seeds`: how many; `default` and `best`: F1 on dev for each; `difference` of their means,
-        and its `interval` of 95% by Welch's t-test.
-    RAISES (StepError): If a training fails.
+    RETURNS (dict[str, Any]): `seeds`: how many; `default` and `best`: F1 on dev for each, 0 of a training that
+        diverged; `difference` of their means, and its `interval` of 95% by Welch's t-test.
+    RAISES (StepError): If a training fails otherwise.
     """
     waiting = {
         (name, seed): trainings.plan(settings, seed)
@@ -347,6 +354,10 @@ def repeat(trainings: Trainings, best: dict[str, str], seeds: range) -> dict[str
                 with trainings.train(waiting.pop(key), lambda *_: None) as result:
                     found[key] = result.ents_f
             except TrainingFailed as error:
+                if DIVERGED in str(error):  # which nobody can mend, and which it would do again
+                    found[key] = 0.0
+                    bar.update()
+                    continue
                 raise StepError(
                     f"The {name} settings cannot be trained with seed {seed}: {error}",
                     "Mend that, and run the same command again: all trainings that have ended are kept.",
@@ -366,17 +377,21 @@ def repeat(trainings: Trainings, best: dict[str, str], seeds: range) -> dict[str
 # What it gave
 
 
-def write_run(source: Path, path: Path, settings: dict[str, str], summary: str) -> None:
+def write_run(source: Path, path: Path, settings: dict[str, str], seed: int, summary: str) -> None:
     """Write the run that has the best settings.
 
     source (Path): The file of the run that was searched, whose other variables are taken. It may be missing, the
         variables having come from the command line.
     path (Path): The new file.
     settings (dict[str, str]): The settings, those of the run included.
+    seed (int): With which they were tried.
     summary (str): What is to be said of them.
     """
-    variables = yaml.safe_load(source.read_text("utf8")) or {} if source.exists() else {}
-    variables |= {name: settings[name] for name in OPTIONS if settings[name] != "auto"}
+    # As they are written: 1.10 is no number here
+    variables = yaml.load(source.read_text("utf8"), yaml.BaseLoader) or {} if source.exists() else {}
+    own = {name: settings[name] for name in OPTIONS} | {"seed": str(seed)}
+    defaults = dict.fromkeys(OPTIONS, "auto") | {"seed": "0"}
+    variables |= {name: value for name, value in own.items() if value != variables.get(name, defaults[name])}
     others = {name: value for name, value in settings.items() if name not in (*OPTIONS, SHARE)}
     variables["overrides"] = ",".join(f"{name}={value}" for name, value in others.items())
     share = float(settings[SHARE])

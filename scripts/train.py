@@ -25,6 +25,7 @@ from wasabi import msg
 from common.errors import StepError, main
 from common.forgetting import choose_rate
 from common.gpu import use_gpu
+from common.mixing import check_mixed
 from common.models import BEST, DIVERGED, LAST, find_trained
 from common.records import CURVES, claim, digest, installed, made, read_json, replace, write_json, writes
 from common.scoring import record_tags
@@ -46,6 +47,7 @@ def train(
     batch_words: Annotated[str, typer.Option(help="Words in a batch, or auto: fewer for a small corpus")] = "auto",
     seed: Annotated[int, typer.Option(help="For weights, order and dropout")] = 0,
     train_on: Annotated[str, typer.Option(help="train, or taught: what `teach` made of it")] = "train",
+    share: Annotated[float | None, typer.Option(help="As synthesize's, to be compared with what was mixed")] = None,
     start: Annotated[Path | None, typer.Option(help="Folder with the pipeline to go on from, if there is one")] = None,
     overrides: Annotated[str, typer.Option(help="Settings of the config: training.dropout=0.2,…")] = "",
     aside: Annotated[bool, typer.Option("--aside", help="Keep the model beside model-best, which stays")] = False,
@@ -53,6 +55,8 @@ def train(
 ) -> None:
     """Train a pipeline, unless there is one from the same inputs."""
     use_gpu(gpu_id)
+    if share is not None:
+        check_mixed(corpus, share, train_on)
     start = start if start and start.exists() else None
     if start and (fixed := [name for name in split_overrides(overrides) if name.startswith("components.")]):
         raise StepError(
@@ -88,12 +92,12 @@ def restore_trained(folder: Path, inputs: dict[str, Any], place: Path) -> bool:
 
 def move_into_place(model: Path, place: Path) -> None:
     """Move a finished model to `place`. A model that stands there is kept, under a name with its digest."""
-    if place.exists():
-        kept = place.with_name(f"{BEST}-{digest(read_json(place / 'provenance.json')['inputs'])}")
+    if earlier := read_json(place / "provenance.json").get("inputs"):
+        kept = place.with_name(f"{BEST}-{digest(earlier)}")
         made(place.parent, kept.name)
         replace(place, kept)
         msg.info(f"The model of other settings that stood there is now {kept}")
-    os.replace(model, place)
+    replace(model, place)  # where an empty folder may stand
     if model.parent != place.parent:
         shutil.rmtree(model.parent)
     msg.good(f"The trained pipeline is {place}")

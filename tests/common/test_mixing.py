@@ -6,7 +6,7 @@ import pytest
 
 from common.corpora import read_docs
 from common.errors import StepError
-from common.mixing import find_highest_share, read_texts, write_mixed
+from common.mixing import check_mixed, find_highest_share, read_texts, write_mixed
 from common.models import find_mixed
 from common.records import read_json, sha256, write_json
 
@@ -22,6 +22,18 @@ def test_the_same_share_of_the_same_texts_gives_the_same_bytes(tmp_path: Path, s
     assert one == two != three
     (folders[0] / "train.spacy").write_bytes((synthesized / "train.spacy").read_bytes())
     assert find_mixed(folders[0])["mixed"]["method"] == "recombine", "train knows what it learns from"
+
+
+def test_texts_of_another_share_than_the_run_wants_now_are_not_trained_on(synthesized: Path) -> None:
+    check_mixed(synthesized, 0.3, "mixed")  # that there are none, train says
+    write_mixed(synthesized, 0.3, synthesized)
+    check_mixed(synthesized, 0.3, "mixed")
+    check_mixed(synthesized, 0, "train")
+    with pytest.raises(StepError, match=r"mixed for another synthetic_share than 0\.5") as error:
+        check_mixed(synthesized, 0.5, "mixed")
+    assert "make synthesize RUN=tiny" in error.value.remedy
+    with pytest.raises(StepError, match=r"trains on train, and its synthetic_share is 0\.3"):
+        check_mixed(synthesized, 0.3, "train")
 
 
 def test_the_highest_share_takes_all_texts(tmp_path: Path, synthesized: Path) -> None:

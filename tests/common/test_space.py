@@ -61,6 +61,10 @@ def test_the_file_beside_the_config_can_be_trained_at_both_ends(tiny_corpus: Pat
         ("training.dropout: {one_of: [0.2, 0.4], explain: x}", "the default, 0.1, is not among"),
         ("training.patience: {between: [0.5, 4], explain: x}", "whole numbers"),
         ("model.case: {between: [0, 1], explain: x}", "a switch"),
+        ("model.case: {times: [0.5, 2], explain: x}", "a switch"),
+        ("model.case: {one_of: [1, 3], explain: x}", "a switch"),
+        ("training.patience: {one_of: [3, 4.5], explain: x}", "whole numbers"),
+        ("training.dropout: {one_of: [0.1, true], explain: x}", "not all numbers"),
         ("model.case: {one_of: [true, false], explain: x, optional: true}", "a line `explain`"),
         ("synthetic_share: {between: [0, 1], explain: x}", "the highest below 1"),
         ("synthetic_share: {between: [-0.1, 0.5], explain: x}", "parts of 1"),
@@ -80,16 +84,18 @@ def test_what_cannot_be_searched_is_named(tmp_path: Path, text: str, problem: st
 def test_what_is_proposed_is_in_its_range_and_of_its_kind(tmp_path: Path) -> None:
     text = """
 learn_rate: {times: [0.5, 2], explain: x}
+model.steps: {times: [0.1, 5], explain: x}
 training.dropout: {between: [0.0, 0.4], explain: x}
 training.patience: {between: [1, 5], explain: x}
 model.case: {one_of: [true, false], explain: x}
 """
-    parameters = read_space(write(tmp_path, text), SETTINGS)
-    assert [parameter.default for parameter in parameters.values()] == [1.0, 0.1, 3, True]
+    parameters = read_space(write(tmp_path, text), SETTINGS | {"model.steps": 30})
+    assert [parameter.default for parameter in parameters.values()] == [1.0, 1.0, 0.1, 3, True]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
-        found = propose(study.ask(), parameters, {"learn_rate": "auto*2"})
+        found = propose(study.ask(), parameters, {"learn_rate": "auto*2", "model.steps": "30"})
         assert 1 <= float(found["learn_rate"].removeprefix("auto*")) <= 4, "multiples of what the run has"
+        assert 3 <= int(found["model.steps"]) <= 150, "multiples of a whole number are whole"
         assert 0 <= float(found["training.dropout"]) <= 0.4 and 1 <= int(found["training.patience"]) <= 5
         assert found["model.case"] in ("true", "false")
         assert yaml.safe_load(found["model.case"]) in (True, False)

@@ -214,11 +214,24 @@ def test_a_run_with_a_share_is_the_default(
     found = run(fake, corpus=synthesized, train_on="mixed", share=0.3, trials=2)
     assert [values["paths.train"] for values in fake.trained] == [str(synthesized / "mixed.spacy")] * 2
     assert found["best"] and read_run(tmp_path / "runs/tiny-best.yml", ROOT)["synthetic_share"] == "0.3"
+    with pytest.raises(StepError, match="mixed for another synthetic_share"):
+        run(fake, corpus=synthesized, train_on="mixed", share=0.4)
     assert read_json(tmp_path / "corpus/tiny-best/mixed.json") == read_json(synthesized / "mixed.json")
     settings = {"epochs": "auto", "learn_rate": "auto", "batch_words": "auto", "synthetic_share": "0"}
-    write_run(tmp_path / "runs/tiny.yml", tmp_path / "runs/none.yml", settings, "")
+    write_run(tmp_path / "runs/tiny.yml", tmp_path / "runs/none.yml", settings, 0, "")
     variables = read_run(tmp_path / "runs/none.yml", ROOT)
     assert variables["train_on"] == "train" and float(variables["synthetic_share"]) == 0
+
+
+def test_what_the_command_line_said_is_in_the_run_too(tmp_path: Path) -> None:
+    source, path = tmp_path / "tiny.yml", tmp_path / "tiny-best.yml"
+    source.write_text("version: 1.10\nlearn_rate: auto*2\n")
+    settings = {"epochs": "auto*0.5", "learn_rate": "auto", "batch_words": "auto", "synthetic_share": "0"}
+    write_run(source, path, settings, 5, "")
+    variables = read_run(path, ROOT)
+    assert variables["seed"] == "5", "without it nobody would find the model"
+    assert variables["learn_rate"] == "auto" and variables["epochs"] == "auto*0.5" and variables["version"] == "1.10"
+    assert "batch_words" not in variables
 
 
 def test_nothing_is_trained_twice(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -284,6 +297,14 @@ def test_what_fails_is_named_and_the_study_goes_on(
 def test_a_trial_that_diverges_is_one_of_the_trials(run: Callable[..., dict[str, Any]]) -> None:
     found = run(fail(f"{DIVERGED}: the loss of ner is no number", 2))
     assert states(found) == ["finished", "finished", "diverged", "finished"]
+
+
+def test_settings_that_diverge_with_another_seed_are_worth_nothing_there(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    found = run(fail(f"{DIVERGED}: the loss is no number.", 5), confirm=2)
+    assert found["confirmed"]["best"][0] == 0 < found["confirmed"]["best"][1]
+    assert (tmp_path / "runs/tiny-best.yml").exists(), "which says that the default was not beaten"
 
 
 def test_when_all_fails_the_search_ends(run: Callable[..., dict[str, Any]]) -> None:
@@ -367,6 +388,10 @@ def test_what_cannot_be_is_refused(run: Callable[..., dict[str, Any]], tmp_path:
     with pytest.raises(StepError, match=r"mine\.yml was not written by search"):
         run(best="mine")
     assert (tmp_path / "runs/mine.yml").read_text() == "encoder: minilm\n"
+    with pytest.raises(StepError, match="cannot be the folder of a run"):
+        run(best="../mine")
+    with pytest.raises(StepError, match="goes on from a trained pipeline"):
+        run(start=tmp_path)
 
 
 def test_the_minutes_are_a_budget_too(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,13 @@ from spacy.training import Corpus
 
 from bert_ner.recognizer import BiluoEntityRecognizer
 from common.errors import StepError
-from common.records import read_json, sha256
+from common.records import read_json, sha256, write_json
 from common.scoring import create_examples, record_tags
 from common.statistics import number_tags, score_tags
 from common.training import without_pooler_warning
 from scripts import train as step
 from scripts.convert import convert
-from scripts.train import find_whole, train
+from scripts.train import find_whole, move_into_place, train
 from tests.conftest import ROOT, guard, python, words, write_corpus
 
 CONFIG = ROOT / "configs" / "bert.cfg"
@@ -171,6 +171,16 @@ def test_a_model_that_was_not_made_here_is_not_overwritten(
     with pytest.raises(StepError, match="another origin"):
         train(CONFIG, tmp_path, tiny_corpus, tiny_encoder)
     assert [path.name for path in (tmp_path / "model-best").iterdir()] == ["meta.json"]
+
+
+def test_an_emptied_folder_is_no_model_that_has_to_be_kept(tmp_path: Path) -> None:
+    model, place = tmp_path / "unfinished-1/model-best", tmp_path / "model-best"
+    model.mkdir(parents=True)
+    place.mkdir()
+    write_json(model / "provenance.json", {"inputs": {"seed": 1}})
+    move_into_place(model, place)
+    assert [path.name for path in tmp_path.iterdir()] == ["model-best"]
+    assert read_json(place / "provenance.json")["inputs"] == {"seed": 1}
 
 
 def test_after_ctrl_c_the_same_command_goes_on(
