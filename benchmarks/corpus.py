@@ -297,8 +297,9 @@ def measure_stream(folder: Path, texts: Iterator[str], megabytes: float) -> dict
     texts (Iterator[str]): The texts.
     megabytes (float): The smaller amount.
     RETURNS (dict[str, Any]): The `megabytes` of both, for `nlp.pipe` and `local-1` the `seconds` and the `peak_mb` of
-        both, `mb_per_second` between them and the `growth` of the memory from one to the other; and
-        `looked_through_mb_per_second`, how fast .jsonl is looked through before anything is annotated.
+        both, `mb_per_second` between them, None if there was too little text to tell, and the `growth` of the memory
+        from one to the other; and `looked_through_mb_per_second`, how fast .jsonl is looked through before anything is
+        annotated.
     """
     spacy.blank("en").to_disk(folder / "blank")
     annotate = Annotator(folder / "blank", folder / "annotated")
@@ -318,10 +319,11 @@ def measure_stream(folder: Path, texts: Iterator[str], megabytes: float) -> dict
 
 
 def _compare(sizes: list[float], small: Usage, large: Usage) -> dict[str, Any]:
+    longer = large.seconds - small.seconds
     return {
         "seconds": [small.seconds, large.seconds],
         "peak_mb": [small.peak_mb, large.peak_mb],
-        "mb_per_second": (sizes[1] - sizes[0]) / (large.seconds - small.seconds),
+        "mb_per_second": (sizes[1] - sizes[0]) / longer if longer > 0 else None,
         "growth": large.peak_mb / small.peak_mb - 1,
     }
 
@@ -406,7 +408,8 @@ def show(record: Mapping[str, Any]) -> None:
     rows = []
     for name in ("nlp.pipe", "local-1"):
         peaks = (f"{peak:,.0f}" for peak in stream[name]["peak_mb"])
-        rows.append((name, f"{stream[name]['mb_per_second']:.2f}", *peaks))
+        rate = stream[name]["mb_per_second"]
+        rows.append((name, "too little text to tell" if rate is None else f"{rate:.2f}", *peaks))
     _print(rows, "without a model", "MB/s", *(f"peak MB, {size:.3g} MB" for size in stream["megabytes"]))
     for engine, check in cost["checks"].items():
         predicted, measured = check["predicted_seconds"], check["measured_seconds"]

@@ -44,6 +44,7 @@ from common.training import identify_recipe, prepare
 
 SIZES = "25,50,100,200"
 NONE, OVERSAMPLED = "none", "oversampled"
+SIEVE = [Path(synthesis.__file__).with_name(f"{name}.py") for name in ("prompts", "sieve", "similarity")]
 CONTENDERS = (NONE, OVERSAMPLED, str(Method.recombine), *(str(one) for one in Method if one != Method.recombine))
 
 
@@ -87,8 +88,11 @@ def synthetic(
             if name == NONE:
                 return inputs
             inputs["share"] = share
-            if name in (OVERSAMPLED, Method.recombine):
-                return inputs | ({} if name == OVERSAMPLED else {"words": list(chosen.words)})
+            if name == OVERSAMPLED:
+                return inputs
+            inputs["sieve"] = code_digest(*SIEVE)
+            if name == Method.recombine:
+                return inputs | {"words": list(chosen.words)}
             writer = endpoint.name if endpoint else sha256(requirements)
             return inputs | {
                 "writer": writer,
@@ -208,6 +212,8 @@ def _repeat(docs: list[Doc], seed: int) -> Iterator[Doc]:
 def equal_steps(config: Path, plain: Path, mixed: Path, encoder: Path, seed: int) -> dict[str, str]:
     """Find the options with which a training on more texts has as many steps, of as many words, as one without them.
 
+    Where it has less than EVALUATIONS epochs, dev is scored once for each, and there may be a few steps more.
+
     config (Path): Training config.
     plain, mixed (Path): Folders of the two corpora.
     encoder (Path): Folder of the encoder.
@@ -217,7 +223,8 @@ def equal_steps(config: Path, plain: Path, mixed: Path, encoder: Path, seed: int
     before = prepare(config, plain, encoder, seed=seed)[1]
     words = str(before["training.batcher.batcher.size"])
     once = prepare(config, mixed, encoder, epochs="1", batch_words=words, seed=seed)[1]["training.max_steps"]
-    return {"batch_words": words, "epochs": str(before["training.max_steps"] / once)}
+    # Half a step less, since steps are rounded up
+    return {"batch_words": words, "epochs": str((before["training.max_steps"] - 0.5) / once)}
 
 
 def count_by_label(model: Path, corpus: Path) -> dict[str, list[list[int]]]:

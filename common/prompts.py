@@ -199,6 +199,7 @@ def write_prompt(method: Method, seeds: Seeds, settings: Settings, number: int, 
     guidelines = "\n".join(
         f"{label}: {meaning.guideline}" + (f" Such as: {', '.join(meaning.examples)}." if meaning.examples else "")
         for label, meaning in settings.labels.items()
+        if label in seeds.pools  # the settings may have others, which the pipeline shall not learn
     )
     examples = "\n".join(map(mark, draw.sample(seeds.sentences, min(settings.examples, len(seeds.sentences)))))
     return Prompt(

@@ -127,7 +127,7 @@ class Sieve:
         name (str): Its id.
         RETURNS (str): One of REASONS, or nothing if it is kept; "marked" if it is, although the judge disagrees.
         """
-        named = read_marks(text, self.settings.labels) if names is None else Named(text, names)
+        named = read_marks(text, self.seeds.pools) if names is None else Named(text, names)
         if isinstance(named, str):
             return named
         spans = locate(named)
@@ -156,10 +156,9 @@ class Sieve:
                 return reason
         if self._own and compare(sketched, np.stack(self._own)).max() >= NEAR:
             return "duplicate"
-        labels = self._labels + Counter(ent.label_ for ent in doc.ents)
-        if labels.total() > FEWEST and any(
-            labels[ent.label_] > self.settings.most * labels.total() for ent in doc.ents
-        ):
+        # With few labels not all could have less than an equal share
+        total, most = self._labels.total(), max(self.settings.most, 1 / len(self.seeds.pools))
+        if total >= FEWEST and any(self._labels[ent.label_] > most * total for ent in doc.ents):
             return "balance"
         verdict = ""
         if self.judge is not None and self.settings.disagreement != "keep":
@@ -169,7 +168,7 @@ class Sieve:
                     return "disagreement"
                 verdict = "marked"
         doc.user_data["id"] = name
-        self._labels = labels
+        self._labels.update(ent.label_ for ent in doc.ents)
         self._own.append(sketched)
         self.kept.append(doc)
         return verdict

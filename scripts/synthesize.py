@@ -23,7 +23,8 @@ from common.records import code_digest, digest, made, record_inputs, sha256, sta
 from common.sieve import REASONS, Sieve
 from common.synthesis import Made, find_writer, generate, measure_diversity, recombine
 
-CODE = Path(__file__).parent.parent / "common/synthesis.py"
+COMMON = Path(__file__).parent.parent / "common"
+CODE = [COMMON / f"{name}.py" for name in ("prompts", "sieve", "similarity", "synthesis")]
 
 
 @writes("corpus")
@@ -52,7 +53,7 @@ def synthesize(
         "method": str(method),
         "seed": seed,
         "train": sha256(corpus / "train.spacy"),
-        "code": code_digest(CODE),
+        "code": code_digest(*CODE),
         **(record_inputs(judge=Path(judge)) if judge else {}),
     }
     if method == Method.recombine:
@@ -78,10 +79,11 @@ def synthesize(
         if reached < share - 0.01:
             msg.warn(f"There are too few texts for a share of {share:.1%}: make more with --vars.sentences")
     if found.stopped:
-        raise StepError(
-            f"Only {len(found.docs)} of {sentences} texts were made. {found.stopped}",
-            "They are kept. The same command goes on, once the reason is gone or the limit is higher.",
-        )
+        remedy = "The same command goes on, once the reason is gone or the limit is higher."
+        if method == Method.recombine:
+            remedy = f"Ask for no more, --vars.sentences {len(found.docs)}, or take another method."
+        problem = f"Only {len(found.docs)} of {sentences} texts were made. {found.stopped}"
+        raise StepError(problem, f"They are kept. {remedy}")
 
 
 def summarize(found: Made, real: list[str], inputs: dict[str, Any], settings: Settings) -> dict[str, Any]:

@@ -65,6 +65,18 @@ def test_speed_is_told_from_the_start_and_the_law_is_checked_by_two_workers(
     assert "spark-1 not there" in said and "machine hours" in said
 
 
+def test_too_little_text_tells_no_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "Annotator", lambda model, target: lambda engine, workers, texts: Usage(START, 7.0))
+    monkeypatch.setattr(benchmark, "find_missing", lambda engine: "")
+    corpus(SAMPLE, SAMPLE, Path("metrics/tiny"), words=5000, stream=0.01)
+    record = read_json(Path("metrics/tiny/corpora.json"))
+    assert record["stream"]["nlp.pipe"]["mb_per_second"] is None and record["cost"]["checks"] == {}
+    assert "too little text to tell" in words(capsys.readouterr().out)
+
+
 def test_a_large_corpus_costs_little_more_on_more_machines(tmp_path: Path) -> None:
     engines: dict[str, Any] = {name: {"unavailable": "not there"} for name in ("spark-1", "spark-2", "ray-1", "ray-2")}
     engines["local-1"] = {"words_per_second": 1000, "start": 20, "seconds": [[120, 21]]}

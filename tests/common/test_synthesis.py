@@ -327,6 +327,32 @@ def test_no_label_gets_more_than_its_share(create_sieve: Callable[..., Sieve], m
     assert verdicts == ["", "", "balance", ""]
 
 
+def test_labels_of_a_corpus_that_has_few_are_kept_in_balance(train: list[Doc], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sieving, "FEWEST", 0)
+    for labels, wanted in ((["PER"], ["", "", ""]), (["LOC", "PER"], ["", "balance", ""])):
+        few = Seeds(train)
+        few.pools = {label: few.pools[label] for label in labels}
+        sieve = Sieve(nlp, Method.around_names, SETTINGS, few, train, create_docs(HELD_OUT))
+        last = (("Turku", "LOC"), ("Okafor", "PER"))["LOC" not in labels]
+        verdicts = [
+            sieve.sift(f"{name} {rest}", ((name, label),), "x")
+            for (name, label), rest in [
+                (("Okafor", "PER"), "had paid the money back."),
+                (("Okafor", "PER"), "went home because of the snow on Monday."),
+                (last, "was late to the harbour, said the judge."),
+            ]
+        ]
+        assert verdicts == wanted
+
+
+def test_a_label_of_the_settings_that_the_corpus_lacks_is_not_asked_for_and_not_learnt(train: list[Doc]) -> None:
+    few = Seeds([doc for doc in train if not any(ent.label_ == "MISC" for ent in doc.ents)])
+    assert "MISC" in SETTINGS.labels and "MISC" not in few.pools
+    assert "MISC" not in write_prompt(Method.marked, few, SETTINGS, 0, 0).text
+    sieve = Sieve(nlp, Method.marked, SETTINGS, few, train, create_docs(HELD_OUT))
+    assert sieve.sift("The old [MISC Finnish] judge had paid the money back.", None, "x") == "format"
+
+
 @pytest.mark.parametrize(("disagreement", "verdict"), [("drop", "disagreement"), ("mark", "marked"), ("keep", "")])
 def test_a_judge_that_disagrees_is_heard(create_sieve: Callable[..., Sieve], disagreement: str, verdict: str) -> None:
     judge = spacy.blank("en")
