@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -58,12 +59,13 @@ def file_system(place: str) -> tuple[FileSystem, str]:
 
 
 def list_files(system: FileSystem, path: str) -> list[FileInfo]:
-    """List the files at a path, wherever in a folder, or of a pattern with `*` and `**`.
+    """List the files at a path, wherever in a folder, or of a pattern with `*` and `**`, sorted.
 
     RAISES (FileSystemError): If the file system is elsewhere and cannot be reached.
+    RAISES (StepError): If a file has a name that is no text.
     """
     infos = []
-    with reaching(system):
+    with reaching(system), _decoding():
         matches = ArrowFSWrapper(system).glob(path) if "*" in path else [path]
         for info in system.get_file_info(matches) if matches else ():
             if info.type == FileType.File:
@@ -71,7 +73,16 @@ def list_files(system: FileSystem, path: str) -> list[FileInfo]:
             elif info.type == FileType.Directory:
                 inside = system.get_file_info(FileSelector(info.path, recursive=True))
                 infos += [one for one in inside if one.type == FileType.File]
-    return infos
+        return sorted(infos, key=lambda info: info.path)
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Name the file whose name pyarrow cannot decode."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise StepError(f"The name of a file is not in UTF-8: {os.fsdecode(error.object)!r}.", "Rename it.") from error
 
 
 def open_file(place: str, path: str) -> Any:

@@ -23,7 +23,7 @@ from common.filesystems import FileSystemError, file_system, list_files, open_fi
 from common.texts import HUB, fetch_texts
 from common.unpack import UnreadableError
 
-LONGEST_LINE = 2**26  # bytes of a line: a longer one is no text that a pipeline could read
+LONGEST_LINE = 2**26  # bytes of a line, or of a .txt: a longer one is no text that a pipeline could read
 BATCH = 64  # rows of parquet that are in memory at once
 KINDS = (".parquet", ".jsonl", ".csv", ".txt", ".pdf", ".docx", ".spacy")
 
@@ -109,18 +109,20 @@ class Row(NamedTuple):
 # Files
 
 
-def find_files(names: str) -> tuple[list[File], list[str]]:
+def find_files(names: str, target: str = "") -> tuple[list[File], list[str]]:
     """Find the files with documents.
 
     names (str): Files, folders, patterns with `*` and `**`, URLs of these, and data sets on the hub (`hub:owner/name`),
         with commas between them.
+    target (str): A folder, by its path in its file system, that is passed over in a folder above it, because what is
+        found in the documents is written there.
     RETURNS (tuple[list[File], list[str]]): The files, sorted within a place, each once, and the names of those of other
         kinds in the same folders.
-    RAISES (StepError): If there is nothing of a name, if a file that was named is of another kind, or if two files
-        would get the same name.
+    RAISES (StepError): If there is nothing of a name, or nothing of a known kind at all, if a file that was named is of
+        another kind, or if two files would get the same name.
     """
     found: dict[tuple[str, str], File] = {}
-    others: list[str] = []
+    others: dict[tuple[str, str], str] = {}
     for place in filter(None, map(str.strip, names.split(","))):
         before = ""
         if place.startswith(HUB):
@@ -133,7 +135,9 @@ def find_files(names: str) -> tuple[list[File], list[str]]:
         infos = list_files(system, path)
         if not infos:
             raise StepError(f"There is no {shown}.", "Check the path; paths have commas between them.")
-        for info in sorted(infos, key=lambda info: info.path):
+        for info in infos:
+            if target.startswith(f"{root}/") and info.path.startswith(f"{target}/"):
+                continue
             relative = info.path.removeprefix(root).lstrip("/") or PurePosixPath(info.path).name
             file = File(place, info.path, before + relative, info.size or 0, info.mtime_ns or 0)
             if file.kind in KINDS:
@@ -141,7 +145,9 @@ def find_files(names: str) -> tuple[list[File], list[str]]:
             elif info.path == path:
                 raise StepError(f"{shown} is not a file of a known kind.", f"Known are {', '.join(KINDS)}.")
             elif not PurePosixPath(relative).name.startswith((".", "_")):
-                others.append(file.name)
+                others.setdefault((system.type_name, info.path), file.name)
+    if not found:
+        raise StepError("No file of the texts is of a known kind.", f"Known are {', '.join(KINDS)}.")
     taken: dict[str, File] = {}
     for file in found.values():
         if (other := taken.setdefault(file.name, file)) is not file:
@@ -149,7 +155,7 @@ def find_files(names: str) -> tuple[list[File], list[str]]:
                 f"{file.path} and {other.path} would both be called {file.name} in the ids of their documents.",
                 "Name the folder above both.",
             )
-    return list(found.values()), others
+    return list(found.values()), list(others.values())
 
 
 # Shards
@@ -189,6 +195,8 @@ def survey(files: Iterable[File], columns: Columns, size: int) -> Survey:
             continue
         found.pieces.extend(Piece(number, *cut) for cut in cuts)
         for name, kind in names.items():
+            if not _is_unicode(name):  # then no row that has it can be read
+                continue
             found.types[name] = kind if found.types.get(name, kind) == kind else pyarrow.string()
     return found
 
@@ -228,8 +236,8 @@ def _survey_docbin(file: File, stream: Any, columns: Columns, size: int) -> Cuts
 def _survey_parquet(file: File, stream: Any, columns: Columns, size: int) -> Cuts:
     table = ParquetFile(stream)
     _check_columns(file, table.schema_arrow.names, columns)
-    names = columns.choose(table.schema_arrow.names)
-    return {name: table.schema_arrow.field(name).type for name in names}, _cut(table.metadata.num_rows, size)
+    types = {field.name: field.type for field in table.schema_arrow}  # the last of several that have one name
+    return {name: types[name] for name in columns.choose(types)}, _cut(table.metadata.num_rows, size)
 
 
 def _survey_jsonl(file: File, stream: Any, columns: Columns, size: int) -> Cuts:
@@ -247,6 +255,8 @@ def _survey_jsonl(file: File, stream: Any, columns: Columns, size: int) -> Cuts:
 
 
 def _survey_csv(file: File, stream: Any, columns: Columns, size: int) -> Cuts:
+    if not file.size:
+        return {}, []
     table = _Table(file, stream, columns)
     marks: list[int] = []
     rows = 0
@@ -318,12 +328,16 @@ def _row_of(file: File, number: int, raw: dict[str, Any] | str, columns: Columns
         return Row(name, place, problem=raw)
     text, given = raw.get(columns.text), raw.get(columns.id)
     others = {key: raw[key] for key in columns.choose(raw)}
+    if isinstance(given, float) and given.is_integer():  # as pandas has numbers where some are missing
+        given = int(given)
     own = str(given).strip() if isinstance(given, str | int) else ""
     if not _is_unicode(own):
         return Row(name, place, problem="the id has half a character, or is not in UTF-8")
     if not isinstance(text, str):
         return Row(own or name, place, problem=f"the text is no string ({type(text).__name__})")
-    if not _is_unicode(text) or not all(_is_unicode(value) for value in others.values() if isinstance(value, str)):
+    if not _is_unicode(text) or not all(
+        _is_unicode(one) for one in (*others, *others.values()) if isinstance(one, str)
+    ):
         return Row(own or name, place, problem="it has half a character, or is not in UTF-8")
     return Row(own or name, place, text, others)
 
@@ -333,6 +347,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def _read_whole(file: File, stream: Any, piece: Piece, columns: Columns) -> Raws:
+    if file.kind == ".txt" and file.size > LONGEST_LINE:
+        yield 0, f"the file has more than {LONGEST_LINE:,} bytes"
+        return
     data = stream.read()
     yield 0, {columns.text: decode(data)[0] if file.kind == ".txt" else read_packed(file.kind, data)}
 
@@ -448,7 +465,6 @@ class _Table:
         _check_columns(file, headings[self.delimiter], columns)
         self.seek(0)
         self.heading = next(self.rows)
-        self.heading[0] = self.heading[0].removeprefix("\ufeff")
 
     def seek(self, offset: int) -> None:
         """Go on from a byte at which a row begins."""
@@ -458,8 +474,9 @@ class _Table:
 
     def _decode(self) -> Iterator[str]:
         for line, length in _read_lines(self.stream):
+            encoding = "utf8" if self.offset else "utf-8-sig"  # a heading may have quotes after the byte-order mark
             self.offset += length
-            yield (line or b"").decode("utf8", "surrogateescape")
+            yield (line or b"").decode(encoding, "surrogateescape")
 
     def __iter__(self) -> Iterator[dict[str, Any] | str | None]:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from enum import StrEnum
 from functools import partial
@@ -17,6 +17,7 @@ import pyarrow
 import torch
 import tqdm
 import typer
+from pyarrow.fs import LocalFileSystem
 from spacy.util import get_package_path
 from thinc.compat import has_cupy
 from wasabi import msg
@@ -90,18 +91,19 @@ def annotate_corpus(
         )
     os.environ["OMP_NUM_THREADS"] = "1"  # see `load`
     devices = choose_places(processes, gpus) if engine == Engine.LOCAL else []
+    place = Target(target)
     with (
         nullcontext() if engine == Engine.LOCAL else open_cluster(engine, processes, gpus) as annotate_there,
         # Two commands at a time would do everything twice
-        locked(Path(target)) if "://" not in target else nullcontext(),
+        locked(Path(place.root)) if isinstance(place.system, LocalFileSystem) else nullcontext(),
     ):
-        place = Target(target)
         place.clear()
         chosen = Columns(text_column, id_column, parse_columns(columns))
         plan = make_plan(place, texts, pipeline, chosen, parse_kept(keep), part_format, size, "gpu" if gpus else "cpu")
         job = Job(plan.files, chosen, plan.schema, pipeline, part_format.value, target)
         finished = place.names(RECORDS)
         left = [shard for shard in plan.shards if name_of(shard.number, "json") not in finished]
+        check_parts(place, [shard for shard in plan.shards if name_of(shard.number, "json") in finished], part_format)
         if left and annotate_there:
             annotate_there(job, left)  # which shows how far it is itself
         elif left:
@@ -206,7 +208,7 @@ def make_plan(
     RETURNS (Plan): The plan, which is written there too.
     RAISES (StepError): If something else stands there, such as parts of other texts or of another pipeline.
     """
-    files, others = find_files(texts)
+    files, others = find_files(texts, place.root)
     inputs = {
         "pipeline": identify(pipeline),
         "dtype": os.environ.get(DTYPE_VARIABLE, "auto"),
@@ -229,6 +231,7 @@ def make_plan(
             raise StepError(f"{place.root} holds other files, such as {names[0]}.", "Choose an empty folder.")
         bar = tqdm.tqdm(files, "looking through the files", unit="file", disable=None)
         found = survey(bar, columns, size)
+        check_columns(columns, found.types)
         schema = create_schema(keep, found.types)
         known = {
             "inputs": inputs,
@@ -240,6 +243,43 @@ def make_plan(
     schema = pyarrow.ipc.read_schema(pyarrow.py_buffer(base64.b64decode(known["schema"])))
     shards = [Shard(number, [Piece(*piece) for piece in pieces]) for number, pieces in enumerate(known["shards"])]
     return Plan(inputs, files, shards, schema, [*map(list, known["damaged"])], others)
+
+
+def check_columns(columns: Columns, types: Mapping[str, pyarrow.DataType]) -> None:
+    """Make sure that the columns that are passed on are there, and cannot be taken for what is found in the texts.
+
+    columns (Columns): The columns.
+    types (Mapping[str, pyarrow.DataType]): Those that the files have, beside text and id.
+    RAISES (StepError): If one is not there, or has the name of something that parts may hold.
+    """
+    own = (columns.text, columns.id)
+    if missing := [name for name in columns.others or () if name not in types and name not in own]:
+        raise StepError(
+            f"No file has the column {missing[0]!r}. There are: {', '.join(sorted(types)) or 'no others'}.",
+            "Name columns that there are, all or none: --vars.columns date,source",
+        )
+    if taken := sorted(types.keys() & set(KEPT)):
+        raise StepError(
+            f"The texts have the column {taken[0]!r}, and parts may have something else by this name.",
+            "Name those columns that shall be passed on, or 'none': --vars.columns date,source",
+        )
+
+
+def check_parts(place: Target, shards: list[Shard], part_format: Format) -> None:
+    """Make sure that parts are there whose records are, so that the manifest does not name what somebody has removed.
+
+    place (Target): Where parts stand.
+    shards (list[Shard]): Those that have a record.
+    part_format (Format): Of the parts.
+    RAISES (StepError): If one is not there.
+    """
+    present = place.names()
+    if gone := [shard for shard in shards if name_of(shard.number, part_format.value) not in present]:
+        record = f"{RECORDS}/{name_of(gone[0].number, 'json')}"
+        raise StepError(
+            f"{place.root} lacks {name_of(gone[0].number, part_format.value)}, of which {record} says that it is done.",
+            f"Put it back; or remove {record}, and run the same again to make the part anew.",
+        )
 
 
 def identify(pipeline: str) -> dict[str, str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,9 @@ def test_files_are_found_in_folders_by_patterns_and_by_urls(tmp_path: Path) -> N
     assert names(f"{tmp_path}/d/3.csv") == ["3.csv"]
     files, others = find_files(str(tmp_path / "a"))
     assert others == ["b/c.odt"] and files[0].size == 5 and files[0].modified > 0
+    assert find_files(f"{tmp_path}/a/**, {tmp_path}/a")[1] == ["b/c.odt"], "each once"
+    files, others = find_files(str(tmp_path), target=f"{tmp_path}/a/b")
+    assert [file.name for file in files] == ["a/1.txt", "d/3.csv"] and not others
 
 
 def test_places_without_a_text_are_refused(tmp_path: Path) -> None:
@@ -61,11 +65,22 @@ def test_places_without_a_text_are_refused(tmp_path: Path) -> None:
         f"{tmp_path}/none": "There is no .*none",
         f"{tmp_path}/*.txt": r"There is no .*\*\.txt",
         f"{tmp_path}/a.odt": "not a file of a known kind",
+        f"{tmp_path}": "No file of the texts is of a known kind",
         "ftp://anna:secret@host/x": "A URL of ftp://",
     }.items():
         with pytest.raises(StepError, match=said) as error:
             find_files(places)
         assert "secret" not in error.value.problem
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    try:
+        Path(tmp_path, os.fsdecode(b"\xff.txt")).touch()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    for place in (tmp_path, f"{tmp_path}/*.txt"):
+        with pytest.raises(StepError, match=r"not in UTF-8: .*udcff\.txt"):
+            find_files(str(place))
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -147,6 +162,45 @@ def test_other_columns_are_passed_on_with_their_types(tmp_path: Path) -> None:
     assert not survey(files, Columns("body", others=()), 10).types
 
 
+def test_a_heading_in_quotes_may_follow_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('\ufeff"text","n"\r\n"Turku","1"\r\n', "utf8")
+    (row,) = read(find_files(str(tmp_path))[0])
+    assert (row.text, dict(row.others)) == ("Turku", {"n": "1"})
+
+
+def test_a_column_whose_name_is_no_text_costs_its_rows(tmp_path: Path) -> None:
+    """Otherwise it would cost the whole corpus, when the schema of the parts is made."""
+    (tmp_path / "a.csv").write_bytes("text;größe\nTurku;1\n".encode("cp1252"))
+    (tmp_path / "b.jsonl").write_text('{"text": "Oslo", "\\ud800": 1}\n{"text": "Peru"}\n', "utf8")
+    files, _ = find_files(str(tmp_path))
+    assert not survey(files, PLAIN, 10).types
+    assert [row.text or row.problem for row in read(files)] == [
+        *["it has half a character, or is not in UTF-8"] * 2,
+        "Peru",
+    ]
+    assert [row.text for row in read(files, Columns(others=()))] == ["Turku", "Oslo", "Peru"]
+
+
+def test_of_columns_with_one_name_the_last_is_passed_on(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(cells) for cells in (["Turku"], [1], ["a"])], ["text", "n", "n"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    files, _ = find_files(str(tmp_path))
+    assert survey(files, PLAIN, 10).types == {"n": pyarrow.string()}
+    assert [dict(row.others) for row in read(files)] == [{"n": "a"}]
+
+
+def test_a_number_as_id_has_no_decimals(tmp_path: Path) -> None:
+    """Pandas makes a column of whole numbers one of floats where one is missing."""
+    write_table(tmp_path / "a.parquet", id=[7.0, None, 1.5], text=TEXTS)
+    assert [row.id for row in read(find_files(str(tmp_path))[0])] == ["7", "a.parquet#2", "a.parquet#3"]
+
+
+def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.jsonl"):
+        (tmp_path / name).touch()
+    assert survey(find_files(str(tmp_path))[0], PLAIN, 10) == ([], {}, [])
+
+
 def test_a_table_without_the_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("title,n\nTurku,1\n", "utf8")
     write_table(tmp_path / "b.parquet", title=["Turku"])
@@ -190,8 +244,14 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch
     monkeypatch.setattr(shards, "LONGEST_LINE", 32)
     long = json.dumps({"text": "Turku " * 50})
     (tmp_path / "a.jsonl").write_text(f'{{"text": "Oslo"}}\n{long}\n{{"text": "Peru"}}\n', "utf8")
+    (tmp_path / "b.txt").write_text("Turku " * 50)
     rows = read(find_files(str(tmp_path))[0], size=1)
-    assert [row.text or row.problem for row in rows] == ["Oslo", "the line has more than 32 bytes", "Peru"]
+    assert [row.text or row.problem for row in rows] == [
+        "Oslo",
+        "the line has more than 32 bytes",
+        "Peru",
+        "the file has more than 32 bytes",
+    ]
 
 
 def test_a_damaged_file_costs_itself_alone(tmp_path: Path) -> None:

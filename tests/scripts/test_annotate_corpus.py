@@ -134,8 +134,8 @@ def test_without_keep_there_are_ids_and_entities_alone(
     assert list(read(tmp_path / "out")[0]) == ["id", "entities"]
 
 
-def test_what_is_done_is_not_done_again(texts: Path, pipeline: str, alone: list[Any], tmp_path: Path) -> None:
-    target = tmp_path / "out"
+def test_what_is_done_is_not_done_again(texts: Path, pipeline: str, alone: list[Any]) -> None:
+    target = texts / "out"  # whose parts are no texts
     annotate_corpus(str(texts), str(target), pipeline, size=1)
     assert len(alone) == 6
     parts = sorted(target.glob("part-*"))
@@ -151,6 +151,10 @@ def test_what_is_done_is_not_done_again(texts: Path, pipeline: str, alone: list[
         assert sha256(path) == before[path][1]
         assert (path.stat().st_mtime_ns == before[path][0]) == (path.name != "part-000002.parquet")
     assert len(read(target)) == 5 and not list(target.glob(".*partial*"))
+    assert read_json(target / MANIFEST)["other_files"] == ["notes.odt"]
+    (target / "part-000002.parquet").unlink()  # which the manifest would go on to name
+    with pytest.raises(StepError, match=r"lacks part-000002\.parquet, of which _shards/part-000002\.json says"):
+        annotate_corpus(str(texts), str(target), pipeline, size=1)
 
 
 def test_other_texts_or_another_pipeline_do_not_go_into_the_same_folder(
@@ -184,6 +188,7 @@ def test_other_texts_or_another_pipeline_do_not_go_into_the_same_folder(
         ({"pipeline": "en_no_such_pipeline"}, "en_no_such_pipeline is no pipeline"),
         ({"texts": ""}, "It takes texts"),
         ({"text_column": "body"}, "has no column 'body'"),
+        ({"columns": "day,dat"}, "No file has the column 'dat'. There are: day"),
     ],
 )
 def test_mistakes_are_named(
@@ -196,9 +201,10 @@ def test_mistakes_are_named(
 
 
 def test_a_column_that_parts_have_too_is_refused(pipeline: str, alone: list[Any], tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "Oslo", "entities": []}\n')
-    with pytest.raises(StepError, match="have the column 'entities'"):
-        annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline)
+    (tmp_path / "a.jsonl").write_text('{"text": "Oslo", "entities": [], "tags": ["north"]}\n')
+    for columns in ("entities", "tags"):
+        with pytest.raises(StepError, match=f"have the column '{columns}'"):
+            annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline, columns=columns)
     annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline, columns="none")
 
 
