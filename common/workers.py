@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import tempfile
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -89,7 +90,8 @@ class _Worker(Generic[Item]):
     def __init__(self, load: Callable[[], Any], work: Work[Any, Item, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, load, work), daemon=True)
+        self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # a killed process removes nothing
+        self.process = context.Process(target=_serve, args=(theirs, self.scratch.name, load, work), daemon=True)
         self.process.start()
         theirs.close()  # so that reading ends when the process does
         self.load = load
@@ -106,6 +108,7 @@ class _Worker(Generic[Item]):
         """End the process, and tell how it ended."""
         self.process.kill()
         self.process.join()
+        self.scratch.cleanup()
         self.connection.close()
         code = self.process.exitcode or 0
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -205,8 +208,9 @@ def supervise(
             worker.end()
 
 
-def _serve(connection: Connection, load: Callable[[], State], work: Work[State, Any, Any]) -> None:
-    """Work until there is nobody any more who wants it."""
+def _serve(connection: Connection, scratch: str, load: Callable[[], State], work: Work[State, Any, Any]) -> None:
+    """Work until there is nobody any more who wants it, with temporary files in a folder of its own."""
+    tempfile.tempdir = scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes, and the first one decides
     try:
         state = load()
@@ -235,6 +239,6 @@ def _wrap(error: BaseException) -> Callable[[], BaseException]:
     """What makes an error again in another process. Not every exception can be pickled."""
     if isinstance(error, StepError):
         return partial(StepError, error.problem, error.remedy)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno:  # pyarrow and transformers raise some that have only a message
         return partial(OSError, error.errno, error.strerror, error.filename)
     return partial(RuntimeError, "".join(traceback.format_exception(error)))

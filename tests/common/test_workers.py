@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -50,12 +51,17 @@ def test_items_are_taken_when_there_is_a_process_for_them(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("word", "how"), [("die", "signal SIGKILL"), ("exit", "no way")])
-def test_what_kills_its_process_costs_itself_alone(tmp_path: Path, word: str, how: str) -> None:
+def test_what_kills_its_process_costs_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, how: str
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     items = [["Mira", word, "left"], ["Turku"]]
     amounts: list[int] = []
     done = [*supervise(items, [load], partial(work, tmp_path), advance=amounts.append)]
     assert done == [f"Mira left {how}", "Turku"]
     assert sum(amounts) == 3, "what the dead processes had done is taken back"
+    assert not [*(tmp_path / "scratch").iterdir()], "nor do their temporary files stay"
 
 
 def test_an_item_whose_parts_are_all_innocent_ends_the_work(tmp_path: Path) -> None:
@@ -70,6 +76,8 @@ def test_errors_are_those_of_the_process(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="It fails") as error:
         list(supervise([["fail"]], [load], partial(work, tmp_path)))
     assert error.value.remedy == "Do something."
+    with pytest.raises(RuntimeError, match="OSError: the disk sighs"):
+        list(supervise([["sigh"]], [load], partial(work, tmp_path)))
 
 
 def test_too_little_memory_is_said_before_more_processes_start(tmp_path: Path) -> None:
