@@ -53,7 +53,11 @@ def read_settings(path: Path) -> str:
     """What the file of a run sets, on one line. A run may have none, its variables coming from the command line."""
     if not path.exists():
         return f"there is no {path}: its variables came from the command line"
-    return ", ".join(f"{name} {value}" for name, value in (yaml.safe_load(path.read_text("utf8")) or {}).items())
+    try:
+        settings = yaml.load(path.read_text("utf8"), yaml.BaseLoader) or {}
+        return ", ".join(f"{name} {value}" for name, value in settings.items())
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):  # somebody edits it, perhaps
+        return f"{path} is not valid YAML with variables"
 
 
 def find_models(training: Path) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
 from thinc.api import Config
 from wasabi import msg
 
@@ -99,11 +100,7 @@ def package(
     forgetting: Annotated[Forgetting, typer.Option(help="Of a label that a pipeline before knew")] = Forgetting.refuse,
 ) -> None:
     """Copy a pipeline, and add description, licence, sources, scores and a model card."""
-    if not re.fullmatch(r"[a-zA-Z0-9_]+", name) or not re.fullmatch(r"[0-9a-zA-Z.+!]+", version):
-        raise StepError(
-            f"A package cannot have the name {name!r} and the version {version!r}.",
-            "Use letters, digits and _ in the name, and numbers in the version: --vars.name mine --vars.version 1.0.0",
-        )
+    check_name(name, version)
     made(packages, f"en_{name}-{version}")  # by `spacy package`, afterwards
     test, evaluation, analysis = (read_json(metrics / f"{name}.json") for name in ("test", "evaluation", "analysis"))
     if not (test and evaluation and analysis):
@@ -144,6 +141,26 @@ def package(
     shutil.rmtree(place / "build", ignore_errors=True)  # else files of an earlier pipeline get into the wheel
     (place / "setup.cfg").write_text(f"[options]\npython_requires = {PYTHON}\n", encoding="utf8")
     msg.good(f"Prepared {packages / 'pipeline'}")
+
+
+def check_name(name: str, version: str) -> None:
+    """Make sure that a wheel has the name and the version of its package as they are, so that both are found again.
+
+    name (str): The name of the package, without en_.
+    version (str): Its version.
+    RAISES (StepError): If setuptools or spaCy would write one of them in another way.
+    """
+    if not re.fullmatch(r"(?!en_)[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise StepError(
+            f"A package cannot have the name {name!r}.",
+            "Use small letters, digits and single _, and leave out en_, which comes before it: --vars.name my_ner",
+        )
+    try:
+        normal = str(Version(version))
+    except InvalidVersion:
+        normal = "1.0.0"
+    if version != normal:
+        raise StepError(f"A package cannot have the version {version!r}.", f"For example: --vars.version {normal}")
 
 
 def check_forgetting(metrics: Path, evaluation: dict[str, Any]) -> None:

@@ -139,6 +139,8 @@ def publish(
         push_folder(folder, repository, visibility)
         return
     options = {"what": what, "repository": repository, "visibility": visibility, "license": license, "push": Push.yes}
+    if what is What.pipeline:  # or it would look for the wheel that the run's file names
+        options |= {"name": about["name"].removeprefix("en_"), "version": about["version"]}
     variables = " ".join(f"--vars.{key} {shlex.quote(value)}" for key, value in options.items())
     print(f'Nothing was pushed. To push it:\n    make publish RUN={packages.name} VARS="{variables}"')
 
@@ -262,8 +264,9 @@ def name_license(license: str, sources: list[dict[str, str]]) -> dict[str, Any]:
     RETURNS (dict[str, Any]): Fields of a card's metadata.
     """
     if license == RESEARCH:
-        (link, *_) = (source["url"] for source in sources if source.get("license") == RESEARCH)
-        return {"license": "other", "license_name": RESEARCH.replace(" ", "-"), "license_link": link}
+        links = [source["url"] for source in sources if source.get("license") == RESEARCH]
+        named = {"license": "other", "license_name": RESEARCH.replace(" ", "-")}
+        return named | ({"license_link": links[0]} if links else {})  # a corpus of one's own has none
     return {"license": "unknown" if " " in license else license.lower()}  # a sentence says that nobody knows it here
 
 

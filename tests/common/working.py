@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,11 +29,14 @@ def work(folder: Path, state: str, item: list[str], skipped: Mapping[int, str], 
             tell.begin(number)
         if word == "die" or (word == "die once" and not (folder / "dead").exists()):
             (folder / "dead").touch()
+            tempfile.mkstemp()
             os.kill(os.getpid(), signal.SIGKILL)
         if word == "exit":
             raise SystemExit("no way")
         if word == "fail":
             raise StepError("It fails.", "Do something.")
+        if word == "sigh":
+            raise OSError("the disk sighs")  # without a number
         if not tell.probing:
             tell.advance(1)
             found.append(word)

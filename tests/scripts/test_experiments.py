@@ -37,6 +37,11 @@ def test_models_come_best_first_with_what_differs(tmp_path: Path, capsys: pytest
     assert "rate" not in shown and "aaaa" not in shown
     assert "encoder minilm, seed 3" in shown and "two.yml: its variables came from the command line" in shown
     assert "Search of one" in shown and "61.2" in shown and "killed by SIGKILL" in shown and "1 finished" in shown
+    for text in ("seed: [", "- seed"):  # what somebody has not finished
+        (runs / "one.yml").write_text(text, "utf8")
+        experiments(tmp_path, runs, metrics)
+        shown = words(capsys.readouterr().out)
+        assert "one.yml is not valid YAML" in shown and "75.0" in shown
     experiments(tmp_path, runs, metrics, only="one")
     shown = capsys.readouterr().out
     assert "75.0" not in shown and "Search of one" in shown

@@ -12,7 +12,7 @@ from common.errors import StepError
 from common.formatting import calibration_summary, percent
 from common.licenses import RESEARCH, find_license
 from common.records import read_json, sha256, write_json
-from scripts.package import _rows, check_forgetting
+from scripts.package import _rows, check_forgetting, check_name
 from tests.conftest import Project, rounded
 
 WHEEL = "packages/tiny/en_bert_ner-1.0.0/dist/en_bert_ner-1.0.0-py3-none-any.whl"
@@ -56,6 +56,27 @@ def test_no_licence_allows_more_than_those_of_corpus_and_encoder() -> None:
     assert find_license("auto", free, free, unknown) == "see the licences of c"
     with pytest.raises(StepError, match="contradicts that of a: research only"):
         find_license("Apache-2.0", bound, free)
+
+
+@pytest.mark.parametrize("name", ["my_ner", "ner2", "english_ner"])
+def test_names_and_versions_that_stay_as_they_are_are_taken(name: str) -> None:
+    for version in ("1.0.0", "1.0", "2.0a1", "1.0+mira.1"):
+        check_name(name, version)
+
+
+@pytest.mark.parametrize("name", ["en_my_ner", "My_NER", "my__ner", "ner_", "2ner", "my-ner", ""])
+def test_a_name_that_the_wheel_would_not_have_is_refused(name: str) -> None:
+    with pytest.raises(StepError, match="cannot have the name"):
+        check_name(name, "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("version", "normal"), [("1.0.0-rc1", "1.0.0rc1"), ("01.0", "1.0"), ("v1.0", "1.0"), ("new", "1.0.0")]
+)
+def test_a_version_that_the_wheel_would_not_have_is_refused(version: str, normal: str) -> None:
+    with pytest.raises(StepError, match="cannot have the version") as error:
+        check_name("mine", version)
+    assert error.value.remedy.endswith(f" {normal}")
 
 
 def test_a_bar_in_a_label_breaks_no_table() -> None:

@@ -124,6 +124,7 @@ def test_a_dry_run_writes_the_folder_and_says_what_would_be_pushed(
     said = words(capsys.readouterr().out)
     assert f"{hub.url}/{REPOSITORY}, private" in said and "ner/model 2,700" in said
     assert 'make publish RUN=mine VARS="--vars.what pipeline --vars.repository mira/en_mine ' in said
+    assert '--vars.push yes --vars.name mine --vars.version 1.0.0"' in said
     before = files(folder)
     assert files(go(run, push="no")) == before, "the same run gives the same bytes"
 
@@ -185,6 +186,10 @@ def test_a_corpus_for_research_has_no_permissive_licence(run: Path) -> None:
         go(run, push="no", license="MIT")
     data = metadata(go(run, push="no"))
     assert (data["license"], data["license_name"]) == ("other", "research-only") and "conll2003" in data["license_link"]
+    own = [{"name": "mine"}, {"name": "an encoder", "license": "MIT"}]
+    write_wheel(run, license=RESEARCH, sources=own)
+    data = metadata(go(run, push="no", license=RESEARCH))
+    assert data["license_name"] == "research-only" and "license_link" not in data, "nobody knows where it stands"
     write_wheel(run, license="MIT", sources=bound)
     with pytest.raises(StepError, match="says that its licence is 'MIT'; it should be 'research only'"):
         go(run, push="no")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from spacy.tokens import DocBin
+from thinc.api import Config
 
 from bert_ner.inference import resolve_dtype
 from common.corpora import read_docs
@@ -218,6 +219,21 @@ def test_paths_of_the_project_are_found(tmp_path: Path) -> None:
         wheel.writestr("some", b"\x00" + str(tmp_path.resolve()).encode() + b"/x")
         wheel.writestr("other", b"nothing")
     assert find_paths(tmp_path / "a.whl", tmp_path) == ["some"]
+
+
+def test_a_short_path_is_not_seen_in_addresses_and_weights(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("meta.json", '"https://www.clips.uantwerpen.be/conll2003/ner/"')
+        wheel.writestr("model", b"\x00/ner\x01")
+        wheel.writestr("config.cfg", 'path = "/ner/assets/encoder"')
+    assert find_paths(tmp_path / "a.whl", Path("/ner")) == ["config.cfg"]
+
+
+def test_a_path_is_found_though_a_config_escapes_its_letters(tmp_path: Path) -> None:
+    place = tmp_path / "Åsa's ner"
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("config.cfg", Config({"paths": {"encoder": f"{place}/assets"}}).to_str())
+    assert find_paths(tmp_path / "a.whl", place) == ["config.cfg"]
 
 
 def test_speeds_may_differ() -> None:
