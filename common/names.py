@@ -26,8 +26,8 @@ _MAY_BE_DATES = (types.is_date, types.is_timestamp, types.is_string, types.is_la
 _DATES = """SELECT count(try_cast(value AS TIMESTAMP))
     FROM (SELECT {column} AS value FROM parts WHERE {column} IS NOT NULL LIMIT 1000)"""
 _MENTIONS = """CREATE TABLE mentions AS
-    SELECT document, {when} AS moment, entity.text AS spelling, entity.label AS label
-    FROM (SELECT row_number() OVER () AS document, *, unnest(entities) AS entity FROM parts)
+    SELECT document, moment, entity.text AS spelling, entity.label AS label
+    FROM (SELECT row_number() OVER () AS document, {when} AS moment, unnest(entities) AS entity FROM parts)
     WHERE $labels IS NULL OR list_contains($labels::VARCHAR[], entity.label)"""
 _NAMED = """CREATE TABLE named AS
     SELECT name, label, document, moment, count(*) AS mentions

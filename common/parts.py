@@ -113,16 +113,10 @@ def create_schema(keep: Sequence[str], types: Mapping[str, pyarrow.DataType]) ->
     keep (Sequence[str]): Those of KEPT that are wanted.
     types (Mapping[str, pyarrow.DataType]): The types of the columns that are passed on.
     RETURNS (pyarrow.Schema): The id, the columns that are passed on, the text and the layers.
-    RAISES (StepError): If two columns would have the same name.
     """
     own = {"id": pyarrow.string()}
     own |= {"text": pyarrow.string()} if "text" in keep else {}
     own |= {name: kind for name, (kind, _) in LAYERS.items() if name == "entities" or name in keep}
-    if twice := sorted(set(own) & set(types)):
-        raise StepError(
-            f"The texts have the column {twice[0]!r}, and so would what is found in them.",
-            "Name those columns that shall be passed on, or 'none': --vars.columns date,source",
-        )
     return pyarrow.schema([("id", own.pop("id")), *types.items(), *own.items()])
 
 

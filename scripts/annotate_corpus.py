@@ -252,13 +252,13 @@ def check_columns(columns: Columns, types: Mapping[str, pyarrow.DataType]) -> No
     types (Mapping[str, pyarrow.DataType]): Those that the files have, beside text and id.
     RAISES (StepError): If one is not there, or has the name of something that parts may hold.
     """
-    own = (columns.text, columns.id)
-    if missing := [name for name in columns.others or () if name not in types and name not in own]:
+    if missing := [name for name in columns.others or () if name not in (*types, columns.text, columns.id)]:
         raise StepError(
             f"No file has the column {missing[0]!r}. There are: {', '.join(sorted(types)) or 'no others'}.",
             "Name columns that there are, all or none: --vars.columns date,source",
         )
-    if taken := sorted(types.keys() & set(KEPT)):
+    own = ("id", "entities", *KEPT)
+    if taken := sorted(name for name in types if name.lower() in own):  # the database of corpus-view knows no capitals
         raise StepError(
             f"The texts have the column {taken[0]!r}, and parts may have something else by this name.",
             "Name those columns that shall be passed on, or 'none': --vars.columns date,source",

@@ -25,10 +25,11 @@ def write_parts(
 ) -> Path:
     """Write a part for each document, a date and names with their labels, and the manifest."""
     folder.mkdir(parents=True)
-    schema = create_schema([], {"source": pyarrow.string(), "date": pyarrow.string()})
+    columns = {name: pyarrow.string() for name in ("source", "date", "entity", "moment")}  # names that queries have too
+    schema = create_schema([], columns)
     for number, (date, names) in enumerate(documents):
         entities = [dict(zip(("text", "label"), name.rsplit(" ", 1), strict=True)) for name in names]
-        row = {"id": "x", "source": "the post", "date": date, "entities": entities}
+        row = {"id": "x", "source": "the post", "date": date, "entity": None, "moment": None, "entities": entities}
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row], schema), folder / f"part-{number}.parquet")
     parts = [{"part": f"part-{number}.parquet", "documents": 1} for number in range(len(documents))]
     write_json(folder / MANIFEST, {"inputs": {"format": kind}, "parts": parts})

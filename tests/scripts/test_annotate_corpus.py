@@ -201,8 +201,8 @@ def test_mistakes_are_named(
 
 
 def test_a_column_that_parts_have_too_is_refused(pipeline: str, alone: list[Any], tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "Oslo", "entities": [], "tags": ["north"]}\n')
-    for columns in ("entities", "tags"):
+    (tmp_path / "a.jsonl").write_text('{"text": "Oslo", "Entities": [], "tags": ["north"]}\n')
+    for columns in ("Entities", "tags"):
         with pytest.raises(StepError, match=f"have the column '{columns}'"):
             annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline, columns=columns)
     annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline, columns="none")

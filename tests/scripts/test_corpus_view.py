@@ -62,7 +62,7 @@ def test_labels_and_the_number_of_names_can_be_chosen_and_tables_are_replaced(tm
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"date_column": "day"}, "has no column 'day'. It has: id, source, date, entities"),
+        ({"date_column": "day"}, "has no column 'day'. It has: id, source, date, entity, moment, entities"),
         ({"labels": "MISC"}, "There is no name in it"),
         ({"target": "none"}, "it is not done"),
     ],
