@@ -13,6 +13,7 @@ import streamlit as st
 from app.annotate import split_text
 from app.marking import Action, Desk
 from app.reviewing import ConflictDesk, FindingDesk, list_conflicts
+from common.agreement import ADJUDICATED
 from common.annotations import Change, Named
 from common.errors import StepError
 from common.reviews import FINDINGS, LabelError, read_label_errors
@@ -61,6 +62,9 @@ def show_annotation() -> None:
         columns[2].text_input("Add a label", key="added", max_chars=100, on_change=add_label)
     if not name:
         st.info("Annotations are kept by name, so that two people do not overwrite each other.")
+        return
+    if name == ADJUDICATED:
+        st.error(f"The word of {ADJUDICATED} is final, and is given under Conflicts. Take another name.")
         return
     work = st.radio("Work", list(NOTHING), key="work", bind="query-params", horizontal=True)
     try:

@@ -50,6 +50,7 @@ CONNECTIONS = 250  # that may be open at a time, including those on which nothin
 TIMEOUT = 60.0  # seconds for one request, including its wait
 PATIENCE = 20.0  # seconds that a client has for the head of a request, for its body, and to read on in an answer
 GRACE = 5.0  # seconds that requests have to end when the service is stopped; Docker kills it after 10
+STOPPING = "The service is being stopped."
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 EXAMPLE = "My name is Wolfgang and I live in Berlin."
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description=f"Needed if {API_KEY} is set.")
@@ -228,7 +229,7 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
     async def place_in_queue(size: int) -> AsyncIterator[asyncio.Timeout]:
         """Hold a place in the queue for a body of some bytes, and cancel what runs inside at the deadline."""
         if stopping:
-            raise HTTPException(503, "The service is being stopped.", {"Retry-After": "5"})
+            raise HTTPException(503, STOPPING, {"Retry-After": "5"})
         if len(queued) >= queue or sum(queued.values()) + size > QUEUE_BYTES:
             raise HTTPException(429, "Too many requests at once.", {"Retry-After": "1"})
         deadline = asyncio.timeout(timeout)
@@ -237,7 +238,7 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
                 queued[deadline] = size
                 yield deadline
         except TimeoutError as error:
-            why = "The service is being stopped." if stopping else f"It took longer than {timeout:g} seconds."
+            why = STOPPING if stopping else f"It took longer than {timeout:g} seconds."
             raise HTTPException(503, why, {"Retry-After": "5"}) from error
         finally:
             queued.pop(deadline, None)
@@ -252,7 +253,8 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
                 given = request.headers.get(KEY_HEADER.model.name) or _read_password(request)
                 if key and not secrets.compare_digest(given.encode(), key.encode()):
                     raise HTTPException(401, f"The header {KEY_HEADER.model.name} is missing or wrong.")
-                announced = request.headers.get("Content-Length", "")  # not there if the body comes in chunks
+                # A body that comes in chunks does not say how long it is
+                announced = request.headers.get("Content-Length", "" if "Transfer-Encoding" in request.headers else "0")
                 size = int(announced) if announced.isdecimal() and len(announced) < 10 else MAX_BYTES
                 async with place_in_queue(min(size, MAX_BYTES)) as deadline:
                     await _read_body(request)
@@ -352,7 +354,7 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
     async def get_readiness() -> dict[str, str]:
         """Say whether the pipeline is loaded and the queue has room for a request."""
         if stopping or len(queued) >= queue:
-            raise HTTPException(503, "Too many requests at once.", {"Retry-After": "1"})
+            raise HTTPException(503, STOPPING if stopping else "Too many requests at once.", {"Retry-After": "1"})
         return {"status": "ready", "pipeline": str(annotator.nlp.meta["name"])}
 
     @app.exception_handler(RequestValidationError)

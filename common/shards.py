@@ -117,7 +117,7 @@ def find_files(names: str, target: str = "") -> tuple[list[File], list[str]]:
     target (str): A folder, by its path in its file system, that is passed over in a folder above it, because what is
         found in the documents is written there.
     RETURNS (tuple[list[File], list[str]]): The files, sorted within a place, each once, and the names of those of other
-        kinds in the same folders.
+        kinds in the same folders. What is hidden in a folder is passed over.
     RAISES (StepError): If there is nothing of a name, or nothing of a known kind at all, if a file that was named is of
         another kind, or if two files would get the same name.
     """
@@ -138,13 +138,16 @@ def find_files(names: str, target: str = "") -> tuple[list[File], list[str]]:
         for info in infos:
             if target.startswith(f"{root}/") and info.path.startswith(f"{target}/"):
                 continue
-            relative = info.path.removeprefix(root).lstrip("/") or PurePosixPath(info.path).name
+            inside = info.path.removeprefix(root).lstrip("/")
+            if any(part.startswith(".") for part in inside.split("/")):  # hidden
+                continue
+            relative = inside or PurePosixPath(info.path).name
             file = File(place, info.path, before + relative, info.size or 0, info.mtime_ns or 0)
             if file.kind in KINDS:
                 found.setdefault((system.type_name, info.path), file)
             elif info.path == path:
                 raise StepError(f"{shown} is not a file of a known kind.", f"Known are {', '.join(KINDS)}.")
-            elif not PurePosixPath(relative).name.startswith((".", "_")):
+            elif not PurePosixPath(relative).name.startswith("_"):
                 others.setdefault((system.type_name, info.path), file.name)
     if not found:
         raise StepError("No file of the texts is of a known kind.", f"Known are {', '.join(KINDS)}.")

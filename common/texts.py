@@ -54,14 +54,15 @@ def find_files(place: Path) -> list[Path]:
     """Find the files of known kinds.
 
     place (Path): A file, or a folder with files wherever in it.
-    RETURNS (list[Path]): The file, or those of the folder, sorted. Those of other kinds in a folder are left out.
+    RETURNS (list[Path]): The file, or those of the folder, sorted. Those of other kinds in a folder are left out, and
+        hidden ones, which systems and editors put there.
     RAISES (StepError): If the file is of another kind, or if the folder has no file of a known kind.
     """
     if not place.is_dir():
         if place.suffix.lower() not in READERS:
             raise StepError(f"{place} is not a file of a known kind.", f"Known are {', '.join(READERS)}.")
         return [place]
-    files = sorted(file for file in place.rglob("*") if file.is_file() and file.suffix.lower() in READERS)
+    files = sorted(file for file in _list_visible(place) if file.is_file() and file.suffix.lower() in READERS)
     if not files:
         raise StepError(f"{place} has no file of a known kind.", f"Known are {', '.join(READERS)}.")
     return files
@@ -86,8 +87,15 @@ def find_sources(names: str) -> tuple[list[Source], list[Path]]:
                 relative = file.relative_to(root).as_posix()
                 full = f"{name.removeprefix(HUB).partition('@')[0]}/{relative}" if on_hub else relative
                 sources.setdefault(file.absolute(), Source(file, full))
-            others |= {file for file in place.rglob("*") if _is_left_alone(file)}
-    return list(sources.values()), sorted(file for file in others if not file.name.startswith("."))
+            others |= {file for file in _list_visible(place) if _is_left_alone(file)}
+    return list(sources.values()), sorted(others)
+
+
+def _list_visible(place: Path) -> Iterator[Path]:
+    """All that a folder holds, wherever in it, but for what is hidden or in a hidden folder."""
+    for file in place.rglob("*"):
+        if not any(part.startswith(".") for part in file.relative_to(place).parts):
+            yield file
 
 
 def _is_left_alone(file: Path) -> bool:

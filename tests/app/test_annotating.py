@@ -84,6 +84,7 @@ def test_a_name_is_asked_once_and_progress_is_shown(page_in: Any, tmp_path: Path
     store = make_store(tmp_path / "annotate/mine", {"a": "Rain fell.", "b": "Snow fell."}, {})
     app = page_in()
     assert "by name" in app.info[0].value
+    assert "is final" in app.text_input(key="annotator").set_value("adjudicated").run().error[0].value
     app.text_input(key="annotator").set_value("ada").run()
     assert [element.value for element in app.text] == ["0 of 2 done"] and "no labels yet" in app.info[0].value
     app.text_input(key="added").set_value(" METHOD ").run()

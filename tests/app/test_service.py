@@ -289,6 +289,7 @@ def test_the_bodies_in_the_queue_have_a_limit_together(
         until(lambda: requests.post(f"{address}/v2/entities", data=b" " * 99, timeout=guard(9)).status_code == 429)
         chunks = requests.post(f"{address}/v2/entities", data=iter([b" "]), timeout=guard(9))
         assert chunks.status_code == 429, "nobody knows how many are to come"
+        assert requests.get(f"{address}/label-studio/health", timeout=guard(9)).ok, "there is no body"
         assert requests.post(f"{address}/v2/entities", json=BODY, timeout=guard(9)).status_code == 200
         half.close()
 

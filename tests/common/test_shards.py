@@ -41,7 +41,7 @@ def write_table(path: Path, **columns: Any) -> Path:
 
 
 def test_files_are_found_in_folders_by_patterns_and_by_urls(tmp_path: Path) -> None:
-    for name in ("a/1.txt", "a/b/2.jsonl", "a/b/.hidden", "a/b/c.odt", "d/3.csv"):
+    for name in ("a/1.txt", "a/b/2.jsonl", "a/b/._2.jsonl", "a/.old/4.txt", "a/b/c.odt", "d/3.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"Turku")
 

@@ -70,10 +70,11 @@ def test_paths_and_patterns_are_found(tmp_path: Path) -> None:
 
 
 def test_files_of_other_kinds_are_refused_or_left_out_of_a_folder(tmp_path: Path) -> None:
-    for name in ("b.TXT", "a/c.csv", "a/d.odt"):
+    for name in ("b.TXT", "a/c.csv", "a/d.odt", "a/._c.csv", ".old/e.txt", ".old/f.odt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_files(tmp_path) == [tmp_path / "a/c.csv", tmp_path / "b.TXT"]
+    assert find_files(tmp_path) == [tmp_path / "a/c.csv", tmp_path / "b.TXT"], "nothing hidden"
+    assert find_sources(str(tmp_path))[1] == [tmp_path / "a/d.odt"]
     with pytest.raises(StepError, match=r"d\.odt is not a file of a known kind"):
         find_files(tmp_path / "a/d.odt")
     (tmp_path / "empty").mkdir()
