@@ -30,6 +30,7 @@ from bert_ner.inference import resolve_dtype
 from common.conll import read_conll
 from common.errors import StepError, main
 from common.records import record_inputs, write_json, writes
+from common.scaling import tabulate_scaling
 from common.shards import Columns, find_files, survey
 
 PACKAGES = {"local": "", "spark": "pyspark", "ray": "ray"}  # the engines of annotate-corpus, and what they need
@@ -116,7 +117,8 @@ def corpus(
     bytes_per_second = record["stream"]["looked_through_mb_per_second"] * 1e6
     record["cost"] = estimate(record["engines"], large, workers, bytes_per_second)
     write_json(metrics / "corpora.json", record)
-    show(record)
+    for header, rows in tabulate_scaling(record):
+        msg.table(rows, header=header, divider=True, aligns=("l", *"r" * (len(header) - 1)))
     msg.good(f"Wrote {metrics / 'corpora.json'}")
 
 
@@ -391,36 +393,6 @@ def estimate(
         "checks": checks,
         "estimates": estimates,
     }
-
-
-def show(record: Mapping[str, Any]) -> None:
-    """Print tables of what was measured and of what a large corpus costs."""
-    rows: list[tuple[str, ...]] = []
-    for name, result in record["engines"].items():
-        if "unavailable" in result:
-            rows.append((name, result["unavailable"], "", "", ""))
-        else:
-            rate = f"{result['words_per_second']:,.0f}"
-            share = f"{100 * result['share']:.0f} %" if "share" in result else ""
-            rows.append((name, rate, share, f"{result['start']:.1f}", f"{result['peak_mb']:,.0f}"))
-    _print(rows, "contender", "words/s", "of nlp.pipe, each", "start, s", f"peak MB ({record['memory']})")
-    stream, cost = record["stream"], record["cost"]
-    rows = []
-    for name in ("nlp.pipe", "local-1"):
-        peaks = (f"{peak:,.0f}" for peak in stream[name]["peak_mb"])
-        rate = stream[name]["mb_per_second"]
-        rows.append((name, "too little text to tell" if rate is None else f"{rate:.2f}", *peaks))
-    _print(rows, "without a model", "MB/s", *(f"peak MB, {size:.3g} MB" for size in stream["megabytes"]))
-    for engine, check in cost["checks"].items():
-        predicted, measured = check["predicted_seconds"], check["measured_seconds"]
-        msg.info(f"{engine}: predicted {predicted:.1f} s, measured {measured:.1f} s ({100 * check['error']:+.0f} %)")
-        estimates = cost["estimates"][engine]
-        rows = [tuple(f"{one[key]:,.0f}" for key in ("machines", "hours", "machine_hours")) for one in estimates]
-        _print(rows, "machines", "hours", "machine hours")
-
-
-def _print(rows: list[tuple[str, ...]], *header: str) -> None:
-    msg.table(rows, header=header, divider=True, aligns=("l", *"r" * (len(header) - 1)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from common.training import identify_recipe
 DAGGER = "†"  # of a figure that was measured with other code
 NEEDED = ("test", "evaluation", "package", "concepts")
 OPTIONAL = ("ablation", "curve", "effort", "corrupt", "synthetic", "continuing")
-TIMED = ("speed", "service", "training", "training-full")  # in a folder for each kind of processor
+TIMED = ("speed", "service", "training", "training-full", "corpora")  # in a folder for each kind of processor
 PROCESSORS = ("bfloat16", "vnni", "avx2", "none")  # the best first, whose figures README.md shows
 
 

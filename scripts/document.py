@@ -29,6 +29,7 @@ from common.formatting import (
     tabulate_synthetic,
 )
 from common.published import DAGGER, NEEDED, PROCESSORS, Run, find_present, read_metrics
+from common.scaling import tabulate_scaling
 
 START, END = "<!-- TABLES START: written by `document` -->", "<!-- TABLES END -->"
 LEGEND = f"{DAGGER} Measured with other code than the present one."
@@ -302,6 +303,8 @@ def tabulate_performance(runs: list[Run]) -> str:
             tables.append(tabulate_service(run))
         if "training" in run.records:
             tables.append(tabulate_training(run))
+        if "corpora" in run.records:
+            tables.append(tabulate_corpora(run))
     return _join(*map(_explain, tables))
 
 
@@ -384,6 +387,16 @@ def tabulate_training(run: Run) -> str:
     after = f"dev F1 after {full['epochs']} epochs of the whole corpus" if full else "dev F1 after whole epochs"
     header = [f"`{run.name}`, training on {_machine(record)}", "words/s", "ratio to ours", "peak memory", after]
     return _table(header, rows)
+
+
+def tabulate_corpora(run: Run) -> str:
+    """How fast the engines of annotate-corpus are, in how much memory, and what a large corpus costs."""
+    record = run.records["corpora"]
+    title = (
+        f"`{run.name}`, annotating a corpus of {record['documents']:,} documents and {record['words']:,} words by "
+        f"`annotate-corpus` on {_machine(record)}, dtype {record['default_dtype']}."
+    )
+    return _join(title, *(_mark_table(run, "corpora", *table) for table in tabulate_scaling(record)))
 
 
 def tabulate_commands(project: Path) -> str:

@@ -62,7 +62,7 @@ def test_speed_is_told_from_the_start_and_the_law_is_checked_by_two_workers(
     assert check["error"] == pytest.approx((START + record["words"] / 200) / check["measured_seconds"] - 1)
     assert list(record["cost"]["checks"]) == list(record["cost"]["estimates"]) == ["local", "ray"]
     said = words(capsys.readouterr().out)
-    assert "spark-1 not there" in said and "machine hours" in said
+    assert "spark-1 not there" in said and "1,000 machines" in said
 
 
 def test_too_little_text_tells_no_speed(

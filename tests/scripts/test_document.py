@@ -151,6 +151,27 @@ def benchmarked() -> dict[str, dict[str, Any]]:
             "statuses": {"200": 4000, "429": 1200, "500": 1},
             "rss_mb": {"before": 900, "after": 905},
         },
+        "corpora": {
+            "machine": machine,
+            "documents": 50,
+            "words": 6000,
+            "memory": "pss",
+            "default_dtype": "int8",
+            "engines": {
+                "local-1": {"words_per_second": 1900.0, "share": 0.95, "start": 8.25, "peak_mb": 700},
+                "ray-1": {"unavailable": "ray is not installed"},
+            },
+            "stream": {
+                "megabytes": [5.0, 20.0],
+                "nlp.pipe": {"mb_per_second": 1.5, "peak_mb": [200, 210]},
+                "local-1": {"mb_per_second": None, "peak_mb": [300, 310]},
+            },
+            "cost": {
+                "documents": 10**9,
+                "checks": {"local": {"efficiency": 0.9, "error": -0.051}},
+                "estimates": {"local": [{"machines": 1, "hours": 20_000.4}, {"machines": 10, "hours": 2000.1}]},
+            },
+        },
     }
 
 
@@ -163,6 +184,10 @@ def test_a_benchmark_becomes_tables() -> None:
     assert "| explosion | 1,000 (990 to 2,000) | 0.25 | 900 MB | 81.2 |" in tables
     assert "dev F1 after 3 epochs of the whole corpus" in tables
     assert "| answers per second | 80 |" in tables and "| 100 ms and 250 ms |" in tables
+    assert "| local-1 | 1,900 | 95% | 8.2 s | 700 MB |" in tables and "| ray is not installed |" in tables
+    assert "| local-1 | too little text to tell | 300 MB | 310 MB |" in tables and "6,000 words by" in tables
+    assert "| 1,000,000,000 documents | 1 machine | 10 machines | efficiency | error of the law |" in tables
+    assert "| local | 20,000 h | 2,000 h | 90% | -5% |" in tables
     assert "(429) | 1,200 |" in tables and "| errors | 1 |" in tables and "| 900 MB and 905 MB |" in tables
     assert DAGGER not in tables
 
