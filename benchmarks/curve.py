@@ -285,9 +285,7 @@ def train_taught(
     known = {doc.text for doc in read_docs(drawn / "train.spacy")}
     docs = [doc for doc in read_docs(corpus / "train.spacy") if doc.text not in known]
     texts = drawn / "texts.spacy"
-    DocBin(
-        docs=[Doc(doc.vocab, [token.text for token in doc], [bool(token.whitespace_) for token in doc]) for doc in docs]
-    ).to_disk(texts)
+    DocBin(docs=[Doc(doc.vocab, [token.text for token in doc]) for doc in docs]).to_disk(texts)
     command = [sys.executable, "-m", "scripts.teach", str(drawn), "--teachers", ",".join(map(str, teachers))]
     command += ["--texts", str(texts) if docs else "", "--gpu-id", str(settings["gpu_id"])]
     if subprocess.run(command).returncode:

@@ -70,6 +70,7 @@ def test_results_are_found_again_and_documents_were_never_seen_before(
         provenance: dict[str, Any], config: Path, folder: Path, corpus: Path, encoder: Path, **options: Any
     ) -> Path:
         docs = read_docs(corpus / f"{options.get('train_on', 'train')}.spacy")
+        assert all(doc.has_unknown_spaces for doc in docs), "or they would be tokenised anew"
         labels = {ent.label_ for doc in docs for ent in doc.ents}
         trained.append((options.get("start"), {doc.text for doc in docs}, labels, [doc.text for doc in docs]))
         model = tmp_path / f"model-{len(trained)}"

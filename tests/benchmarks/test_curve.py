@@ -356,5 +356,6 @@ def test_teachers_see_the_other_documents_without_their_annotation(
     assert train_taught(CONFIG, tmp_path, drawn, corpus, project.encoder, settings) == model
     assert trained == [*(("train", seed) for seed in range(TEACHERS)), (TAUGHT, 3)]
     given = read_docs(drawn / "texts.spacy")
+    assert all(doc.has_unknown_spaces for doc in given), "or they would be tokenised anew"
     assert len(given) == 10 and not any(doc.has_annotation(name) for doc in given for name in ("ENT_IOB", "SENT_START"))
     assert {*texts(drawn, "texts")}.isdisjoint(texts(drawn)) and len(read_docs(drawn / "taught.spacy")) >= 110

@@ -34,7 +34,10 @@ def test_labels_stand_at_first_wordpieces(tiny_encoder: Path) -> None:
 def test_spacy_contenders_train_and_are_scored(name: str, job: Job) -> None:
     job.epochs = 1
     contender = TRAINING[name](job)
-    score = contender.score(contender.work(contender.prepare()))
+    examples = contender.prepare()
+    words = [token.text for example in examples for token in example.predicted]
+    assert words == [word for sentence in job.sentences for word in sentence["words"]], "the tokens of the corpus"
+    score = contender.score(contender.work(examples))
     assert score is not None and 0 <= score <= 1
 
 

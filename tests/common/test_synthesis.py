@@ -380,6 +380,7 @@ def test_sentences_get_other_names_of_the_same_labels(
     names = {(ent.text.lower(), ent.label_) for doc in train for ent in doc.ents}
     for doc in first.docs:
         assert doc.ents and {(ent.text.lower(), ent.label_) for ent in doc.ents} <= names and doc.has_annotation("TAG")
+    assert all(doc.has_unknown_spaces == train[0].has_unknown_spaces for doc in first.docs), "words stay words"
     many = recombine(create_sieve(Method.recombine), train, 50, 0)
     assert many.stopped and 0 < len(many.docs) < 50, "there are only so many that differ"
     assert recombine(create_sieve(Method.recombine), [], 5, 0).docs == []
