@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +24,7 @@ def run(
 ) -> None:
     """Run a command of the project for a run; --vars.<variable> comes before what the run's file says."""
     overrides = {f"vars.{key}": value for key, value in read_run(Path("runs") / f"{name}.yml", Path.cwd()).items()}
-    added = parse_config_overrides(list(context.args))
+    added = parse_config_overrides([*quote(context.args)])
     known = {f"vars.{key}" for key in find_variables(Path.cwd())}
     if unknown := sorted(added.keys() - known):  # which weasel would take without a word
         raise StepError(
@@ -31,6 +33,24 @@ def run(
             "project.yml has all of them at its top.",
         )
     project_run(Path.cwd(), command, overrides=overrides | added)
+
+
+def quote(arguments: Iterable[str]) -> Iterator[str]:
+    """Quote the values on a command line, so that weasel takes them as they are written.
+
+    It would take 1.10 for the number 1.1, and 0.3 for 0.30000000000000004.
+
+    arguments (Iterable[str]): `--vars.<variable>` and values, beside each other or with = between.
+    YIELDS (str): The same beside each other, each value as a string of JSON.
+    """
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("--"):
+            yield json.dumps(argument)
+        elif equals:
+            yield from (name, json.dumps(value))
+        else:
+            yield name
 
 
 def find_variables(project: Path) -> dict[str, Any]:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import StepError
-from scripts.run import read_run
+from scripts.run import read_run, run
 from tests.conftest import ROOT, Project, words
 
 
@@ -75,6 +76,26 @@ def test_a_run_without_a_file_is_told_which_there_are(folder: Path) -> None:
     assert "quickstart" in error.value.remedy
     with pytest.raises(StepError, match="reserved"):
         read_run(folder / "runs/reference.yml", folder)
+
+
+def test_what_is_added_is_taken_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, str] = {}
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("scripts.run.project_run", lambda *_, overrides: taken.update(overrides))
+    added = {
+        "version": "1.10",
+        "synthetic_share": "0.3",
+        "gpu_id": "-1",
+        "best": "",
+        "source": "my--folder",
+        "texts": 'a "b"/ü.txt',
+        "push": "yes",
+    }
+    pairs = [(f"--vars.{name}", value) for name, value in added.items()]
+    for arguments in ([part for pair in pairs for part in pair], ["=".join(pair) for pair in pairs]):
+        taken.clear()
+        run(Mock(args=arguments), "train", "quickstart")
+        assert added.items() <= {name.removeprefix("vars."): value for name, value in taken.items()}.items()
 
 
 def test_a_step_of_a_run_takes_its_variables_and_what_is_added(changeable: Project) -> None:
