@@ -263,9 +263,9 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
 
             return guard
 
-    async def analyze(texts: list[str], want: Collection[Layer]) -> list[Analysis]:
+    async def analyze(texts: list[str], want: Collection[Layer], most: int = MAX_DOCUMENTS) -> list[Analysis]:
         try:
-            check_size(texts, MOST_TASKS)  # /v2 takes fewer, as `Texts` says
+            check_size(texts, most)
         except StepError as error:
             raise HTTPException(413, f"{error.problem} {error.remedy}") from error
         return await asyncio.wrap_future(annotator.submit(texts, want))
@@ -339,7 +339,7 @@ def create_app(annotator: Annotator, key: str = "", queue: int = QUEUE, timeout:
         except ValueError as error:
             mistake = {"loc": ["body"], "msg": str(error), "type": "value_error"}
             raise RequestValidationError([mistake]) from error
-        found = await analyze(texts, {"entities"})
+        found = await analyze(texts, {"entities"}, MOST_TASKS)
         predictions = [predict(analysis.entities, control, version) for analysis in found]
         return _respond(Predictions(model_version=version, results=predictions))
 

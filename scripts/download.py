@@ -263,9 +263,10 @@ def _corpus_files(folder: Path) -> dict[str, list[Path]]:
     found = {split: [folder / name for name in FILES[split] if (folder / name).is_file()][:1] for split in SPLITS}
     if not any(found.values()):
         for path in sorted(folder.rglob("*.parquet")):
-            word = re.match("[a-z]+", path.name) or re.match("[a-z]+", path.parent.name)
-            if word and word[0] in PARQUET_SPLITS:
-                found[PARQUET_SPLITS[word[0]]].append(path)
+            own = reversed(path.relative_to(folder).parts[-2:])  # its name, then that of its folder
+            words = [re.split("[^a-z]", name, maxsplit=1)[0] for name in own]
+            if word := next((word for word in words if word in PARQUET_SPLITS), None):
+                found[PARQUET_SPLITS[word]].append(path)
     missing = [split for split in SPLITS if not found[split]]
     if missing:
         names = "; ".join(f"{split}: {', '.join(FILES[split])}" for split in missing)

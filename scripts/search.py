@@ -82,7 +82,7 @@ def search(
     check_mixed(corpus, share, train_on)
     if confirm == 1:
         raise StepError(
-            "With one other seed, nobody can tell what is noise.", "Take --confirm 3, or 0 to leave it out."
+            "With one other seed, nobody can tell what is noise.", "Take --vars.confirm 3, or 0 to leave it out."
         )
     devices = choose_devices(gpu_id, gpus, processes)
     own = {"epochs": epochs, "learn_rate": learn_rate, "batch_words": batch_words, SHARE: f"{share:g}"}

@@ -48,7 +48,10 @@ def select(
     free = [number for number, task in enumerate(waiting) if task.document.id not in begun_now]
     waiting, doubts = [waiting[number] for number in free], doubts[free]
     if waiting and not doubts.any():
-        msg.warn("Nothing says how sure a pipeline is of these texts: they come at random.", "See make prelabel.")
+        msg.warn(
+            "Nothing says how sure a pipeline is of these texts: they come at random.",
+            "Scores come from a pipeline of this project: make prelabel with one, or name it by --vars.chooser",
+        )
     sketches = np.stack([sketch(task.document.text) for task in waiting]) if waiting else np.zeros((0, 1))
     order = order_work(doubts, sketches, batch, random)
     begun = (task.document.rank for task in tasks if task.annotations and task.document.rank is not None)

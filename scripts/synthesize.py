@@ -6,18 +6,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-import spacy
 import srsly
 import typer
 from spacy.tokens import DocBin
 from wasabi import msg
 
-import bert_ner  # noqa: F401 (registers what a trained pipeline names)
 from common.alignment import create_reader
 from common.corpora import read_docs
 from common.errors import StepError, main
 from common.mixing import SYNTHETIC, check_share, write_mixed
-from common.models import MIXED
+from common.models import MIXED, load_trained
 from common.prompts import Method, Seeds, Settings, check_labels, read_settings
 from common.records import code_digest, digest, made, record_inputs, sha256, staged, write_json, writes
 from common.sieve import REASONS, Sieve
@@ -47,8 +45,9 @@ def synthesize(
     train = read_docs(corpus / "train.spacy", nlp.vocab)
     held_out = [doc for split in ("dev", "test") for doc in read_docs(corpus / f"{split}.spacy", nlp.vocab)]
     seeds = Seeds(train)
-    check_labels(seeds, chosen)
-    sieve = Sieve(nlp, method, chosen, seeds, train, held_out, spacy.load(judge) if judge else None)
+    if method != Method.recombine:  # which asks nobody, so that no label needs a meaning
+        check_labels(seeds, chosen)
+    sieve = Sieve(nlp, method, chosen, seeds, train, held_out, load_trained(Path(judge)) if judge else None)
     inputs: dict[str, Any] = {
         "method": str(method),
         "seed": seed,

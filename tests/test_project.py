@@ -23,6 +23,7 @@ from tests.conftest import PROJECT, ROOT, STEPS, Project, copy_project, new_pyth
 COMMANDS = PROJECT["commands"]
 FOLDERS = ("bert_ner", "common", "scripts", "app", "benchmarks")
 CI = (ROOT / ".ci/run").read_text("utf8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 # project.yml
@@ -394,6 +395,13 @@ def test_each_variable_is_used_and_each_that_is_used_exists() -> None:
     assert set(used) == set(PROJECT["vars"])
 
 
+def test_documents_and_messages_name_variables_that_exist() -> None:
+    paths = [*DOCUMENTS, ROOT / "Makefile", *(ROOT / "runs").glob("*.yml")]
+    paths += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    for path in paths:
+        assert set(re.findall(r"--vars\.(\w+)", path.read_text("utf8"))) <= set(PROJECT["vars"]), path
+
+
 def test_the_makefile_calls_commands_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf8")
     (steps,) = re.findall(r"^STEPS := (.+)", makefile, re.M)
@@ -406,8 +414,9 @@ def test_the_makefile_calls_commands_that_exist() -> None:
         for line in re.findall(r"^([\w$() -]+):", makefile.replace("$(STEPS)", steps), re.M)
         for name in line.split()
     }
-    for target in re.findall(r"^make ([\w-]+)", (ROOT / "README.md").read_text("utf8") + CI, re.M):
-        assert target in targets, target
+    for text in (CI, *(path.read_text("utf8") for path in DOCUMENTS)):
+        for target in re.findall(r"^make ([\w-]+)", text, re.M):
+            assert target in targets, target
 
 
 def test_the_workflow_of_github_runs_what_ci_runs_and_uses_the_wheel() -> None:

@@ -158,6 +158,11 @@ def test_what_is_too_much_or_not_as_described_is_refused(client: TestClient, bod
         assert response.text and "Mira Solberg" not in response.text
 
 
+def test_too_much_text_is_refused_with_what_the_endpoint_takes(client: TestClient) -> None:
+    detail = client.post("/v2/entities", json={"texts": ["a" * (MAX_CHARACTERS + 1)]}).json()["detail"]
+    assert f"At most {MAX_DOCUMENTS} documents of 2,000,000 characters" in detail
+
+
 def test_what_is_not_as_described_is_located(client: TestClient) -> None:
     rows = client.post("/v2/entities", json={"texts": ["Turku", 7]}).json()["detail"]
     assert [(row["loc"], "valid string" in row["msg"]) for row in rows] == [(["body", "texts", 1], True)]

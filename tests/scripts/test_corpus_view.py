@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import StepError
+from common.records import made
 from scripts.corpus_view import NAMES, OVER_TIME, SPELLINGS, TOGETHER, corpus_view
 from tests.annotated import write_parts
 from tests.conftest import words
@@ -19,7 +20,7 @@ def read(path: Path) -> list[list[str]]:
 
 def test_names_are_counted_with_their_company_and_by_month(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = write_parts(tmp_path / "out")
-    corpus_view(str(parts), tmp_path / "view", date_column="date")
+    corpus_view(str(parts), tmp_path, date_column="date")
     assert read(tmp_path / "view" / NAMES) == [
         ["name", "label", "mentions", "documents"],
         ["Mira Solberg", "PER", "3", "2"],
@@ -52,11 +53,12 @@ def test_names_are_counted_with_their_company_and_by_month(tmp_path: Path, capsy
 
 def test_labels_and_the_number_of_names_can_be_chosen_and_tables_are_replaced(tmp_path: Path) -> None:
     parts = write_parts(tmp_path / "out")
-    corpus_view(str(parts), tmp_path / "view", date_column="date")
-    corpus_view(parts.as_uri(), tmp_path / "view", labels="PER,LOC", most=1)
+    corpus_view(str(parts), tmp_path, date_column="date")
+    corpus_view(parts.as_uri(), tmp_path, labels="PER,LOC", most=1)
     assert [row[0] for row in read(tmp_path / "view" / NAMES)[1:]] == ["Mira Solberg", "Turku"]
     assert len(read(tmp_path / "view" / TOGETHER)) == 1, "only one name is looked at"
     assert not (tmp_path / "view" / OVER_TIME).exists()
+    assert made(tmp_path) == {"view"}, "clean knows whose it is"
 
 
 @pytest.mark.parametrize(
@@ -65,14 +67,15 @@ def test_labels_and_the_number_of_names_can_be_chosen_and_tables_are_replaced(tm
         ({"date_column": "day"}, "has no column 'day'. It has: id, source, date, entity, moment, entities"),
         ({"labels": "MISC"}, "There is no name in it"),
         ({"target": "none"}, "it is not done"),
+        ({"target": ""}, "the folder in which annotate-corpus has written"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     target = str(write_parts(tmp_path / "out"))
     with pytest.raises(StepError, match=said):
-        corpus_view(**{"target": target, "folder": tmp_path / "view", **options})
+        corpus_view(**{"target": target, "folder": tmp_path, **options})
 
 
 def test_docbins_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="has no parquet"):
-        corpus_view(str(write_parts(tmp_path / "out", "docbin")), tmp_path / "view")
+        corpus_view(str(write_parts(tmp_path / "out", "docbin")), tmp_path)

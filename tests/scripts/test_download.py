@@ -358,6 +358,16 @@ def test_parquet_files_in_a_folder(tmp_path: Path) -> None:
     assert not conll.marked and len(conll.documents) == 1
 
 
+def test_parquet_files_by_any_name_in_folders_that_have_those_of_the_splits(tmp_path: Path) -> None:
+    """As Spark writes them."""
+    rows = Dataset.from_dict({"tokens": [["Turku", "sleeps"]], "ner_tags": [["B-LOC", "O"]]})
+    for name in NAMES.values():
+        (tmp_path / "source" / name).mkdir(parents=True)
+        rows.to_parquet(tmp_path / "source" / name / "part-00000.parquet")
+    get(tmp_path / "run", tmp_path / "source")
+    assert all(len(read_conll(tmp_path / "run" / f"{split}.conll").documents[0]) == 1 for split in SPLITS)
+
+
 def test_numbers_without_names_are_refused_and_strings_taken(tmp_path: Path) -> None:
     for kind, tags in {"int64": [1, 0], "string": ["B-LOC", "O"]}.items():
         (tmp_path / kind).mkdir()

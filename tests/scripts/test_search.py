@@ -380,8 +380,9 @@ def test_a_study_of_something_else_is_not_gone_on_with(
 
 
 def test_what_cannot_be_is_refused(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="With one other seed"):
+    with pytest.raises(StepError, match="With one other seed") as error:
         run(confirm=1)
+    assert "--vars.confirm 3" in error.value.remedy, "make takes no other options"
     with pytest.raises(StepError, match="cannot be opened"):
         run(storage="nosuchdatabase://user:secret@host/name")
     (tmp_path / "runs/mine.yml").write_text("encoder: minilm\n")

@@ -104,9 +104,16 @@ def test_no_model_is_needed_to_recombine(corpus: Path, endpoint: Endpoint) -> No
     record = run(corpus, method=Method.recombine, sentences=3)
     assert record["kept"] == 3 and not endpoint.requests and not (corpus / "synthetic").exists()
     assert "minutes_per_1000" not in record
+    assert run(corpus, method=Method.recombine, sentences=3, settings={"labels": {}})["kept"] == 3, "nobody is asked"
     with pytest.raises(StepError, match="no more sentences that differ enough") as error:
         run(corpus, method=Method.recombine, sentences=30)
     assert "goes on" not in error.value.remedy, "the same command would make the same again"
+
+
+def test_a_judge_that_is_no_pipeline_is_named_before_anything_is_asked(corpus: Path, endpoint: Endpoint) -> None:
+    with pytest.raises(StepError, match="nosuch is no pipeline"):
+        run(corpus, judge="nosuch")
+    assert not endpoint.requests
 
 
 def test_what_was_made_before_a_failure_is_there(corpus: Path, endpoint: Endpoint) -> None:
