@@ -105,7 +105,7 @@ def test_a_step_of_a_run_takes_its_variables_and_what_is_added(changeable: Proje
     done = changeable.start("-m", "scripts.run", "convert", "tiny")
     assert done.returncode == 0 and "Skipping 'convert': nothing changed" in words(done.stdout)
     done = changeable.start("-m", "scripts.run", "package", "tiny", "--vars.version", "../x")
-    assert done.returncode == 1 and "A package cannot have the name" in words(done.stdout)
+    assert done.returncode == 1 and "A package cannot have the version" in words(done.stdout)
     done = changeable.start("-m", "scripts.run", "convert", "tiny", "--vars.lern_rate", "1e-4")
     assert done.returncode == 1 and "no variable for --vars.lern_rate" in words(done.stdout)
     assert "--vars.learn_rate" in done.stdout
