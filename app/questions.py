@@ -155,7 +155,8 @@ def _answer_neighbours(analyses: Sequence[Analysis], title: str, names: list[str
         starts = [ent.start for ent in analysis.entities]
         for sentence in analysis.sentences:
             within = analysis.entities[bisect_left(starts, sentence.start) : bisect_left(starts, sentence.end)]
-            others = {ent.text for ent in within if ent.label in labels and known.isdisjoint(_words_of([ent.text]))}
+            found = (ent.text for ent in within if ent.label in labels and known.isdisjoint(_words_of([ent.text])))
+            others = list(dict.fromkeys(found))  # each once, in the order of the text
             if others and any(known & _words_of([ent.text]) for ent in within):
                 counts.update(others)
                 places.append((number, sentence.start))
