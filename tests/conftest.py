@@ -33,6 +33,13 @@ CORPUS = [  # documents of sentences of rows: token, part of speech, chunk, enti
 # Before any test imports the libraries that read these. Threads that wait for each other sleep: those that spin take
 # four times the time as soon as other processes want the cores.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_WAIT_POLICY="PASSIVE")
+# What somebody has set to use the project is none of the tests' business: a dtype, a key, a language model, which would
+# get their texts. Nor does a proxy reach the servers of this machine that they start.
+for variable in [*os.environ]:
+    if variable.startswith("BERT_NER_"):
+        del os.environ[variable]
+direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
+os.environ.update(no_proxy=direct, NO_PROXY=direct)
 # Tests race no clock, and so hypothesis must not either.
 settings.register_profile("without a clock", deadline=None)
 settings.load_profile("without a clock")
@@ -93,6 +100,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
     folder = root / name
     with FileLock(root / f"{name}.lock"):
         if not folder.exists():
+            shutil.rmtree(root / f"unfinished-{name}", ignore_errors=True)  # of a process for which `make` failed
             make(root / f"unfinished-{name}")
             (root / f"unfinished-{name}").rename(folder)
     return folder

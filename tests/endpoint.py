@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +20,7 @@ class Endpoint(ThreadingHTTPServer):
 
     `requests` has the path, the header with the key and the body of each request. `respond`, if it is set, gets the
     body and the number of the request, from 0, and returns a text, or a status with a body and perhaps headers; without
-    it the answer is `status` and `body`, after `delay` seconds. A body that is no bytes is sent part by part.
+    it the answer is `status` and `body`. A body that is no bytes is sent part by part.
     """
 
     request_queue_size = 64
@@ -30,7 +29,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.requests: list[tuple[str, str | None, dict[str, Any]]] = []
-        self.status, self.body, self.delay = 200, b"", 0.0
+        self.status, self.body = 200, b""
         self.respond: Callable[[dict[str, Any], int], Any] | None = None
         self.closed = threading.Event()
         self.lock = threading.Lock()
@@ -47,7 +46,6 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             number = len(self.server.requests)
             self.server.requests.append((self.path, self.headers["Authorization"], body))
-        time.sleep(self.server.delay)
         found = self.server.respond(body, number) if self.server.respond else (self.server.status, self.server.body)
         status, data, headers = (*((200, as_answer(found)) if isinstance(found, str) else found), {})[:3]
         with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from thinc.api import Config
 from weasel.cli.run import check_rerun
 from weasel.util import load_project_config, split_command
@@ -367,17 +368,21 @@ def test_nothing_generated_is_in_git() -> None:
 
 
 def test_requirements_and_constraints_agree() -> None:
-    pinned = {}
-    for line in (ROOT / "constraints.txt").read_text("utf8").splitlines():
-        if line and not line.startswith("#"):
-            name, version = line.split("==")
-            pinned[name.lower().replace("_", "-")] = version
-            assert "+" not in version, "a local suffix would ask for one build of PyTorch"
-    for file in ("requirements.txt", "requirements-dev.txt"):
-        for line in (ROOT / file).read_text("utf8").splitlines():
+    """As the Makefile takes them together."""
+    pairs = re.findall(r"--requirement (\S+) --constraint (\S+)", (ROOT / "Makefile").read_text("utf8"))
+    assert len(pairs) == 5
+    for requirements, constraints in pairs:
+        pinned = {}
+        for line in (ROOT / constraints).read_text("utf8").splitlines():
             if line and not line.startswith("#"):
-                name = re.split(r"[<>=~!\[ ]", line)[0].lower()
-                assert name in pinned and "<" in line, f"{line}: bounded, and part of what was tested"
+                name, version = line.split("==")
+                pinned[name.lower().replace("_", "-")] = version
+                assert "+" not in version, "a local suffix would ask for one build of PyTorch"
+        for line in (ROOT / requirements).read_text("utf8").splitlines():
+            if line and not line.startswith("#"):
+                needed = Requirement(line)
+                assert re.search("<|==", line), f"{line}: bounded"
+                assert pinned[needed.name.lower()] in needed.specifier, f"{line}: what was tested"
 
 
 def test_what_people_use_needs_nothing_of_what_only_tests_need() -> None:

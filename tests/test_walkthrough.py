@@ -55,8 +55,11 @@ def test_the_notebook_runs_from_the_corpus_to_a_prediction(changeable: Project) 
 
 @pytest.mark.slow
 @QUIET
-def test_the_notebook_runs_from_texts_to_an_installed_wheel(tiny_encoder: Path, tmp_path: Path) -> None:
+def test_the_notebook_runs_from_texts_to_an_installed_wheel(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its texts, list of terms and annotations are those of the project; the encoder has learnt nothing before."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook leaves the wheel installed
     project = copy_project(tmp_path / "project")
     shutil.copytree(CONSERVATION, project / "assets/conservation")
     outputs = execute("annotation.ipynb", project, encoder=str(tiny_encoder), epochs="1", learn_rate="0.01")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,15 @@ def serve_page(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        end = time.monotonic() + guard(30)
-        while time.monotonic() < end:
-            try:
-                if requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=guard(5)).ok:
-                    break
-            except requests.ConnectionError:
-                time.sleep(0.2)
+
+        def answers() -> bool:
+            assert process.poll() is None, "it has ended"
+            with suppress(requests.ConnectionError):
+                return requests.get(f"http://127.0.0.1:{port}/_stcore/health", timeout=guard(5)).ok
+            return False
+
         try:
+            until(answers, 30)
             yield process
         finally:  # also when a test fails, which would else wait for the process without end
             process.terminate()

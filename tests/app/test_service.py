@@ -402,7 +402,8 @@ def test_slow_heads_and_bodies_are_closed(
     with running(create_app(annotator)) as (address, _):
         silent, head, body = (connect(address, start) for start in (b"", b"POST /v2/ent", HALF))
         assert read_all(silent) == read_all(head) == b""
-        assert b" 408 " in read_all(body)
+        told = read_all(body).lower()
+        assert b" 408 " in told and b"connection: close" in told
     with running(create_app(annotator, "sesame")) as (address, _):
         refused = connect(address, HALF)  # answered at once; it may send the rest for as long as it likes
         answered = read_all(refused)
@@ -419,6 +420,20 @@ def test_an_answer_that_nobody_reads_is_given_up(
         client = connect(address, b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(12) == b"HTTP/1.1 200"
         until(lambda: not server.server_state.connections)
+
+
+def test_more_connections_than_it_bears_are_told(
+    annotator: Annotator, connect: Callable[[str, bytes], socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "CONNECTIONS", 4)
+    with running(create_app(annotator)) as (address, server):
+        silent = [connect(address, b"") for _ in range(4)]
+        until(lambda: len(server.server_state.connections) == 4)
+        assert requests.get(f"{address}/health", timeout=guard(9)).status_code == 503
+        for connection in silent:
+            connection.close()
+        until(lambda: not server.server_state.connections)
+        assert requests.get(f"{address}/health", timeout=guard(9)).status_code == 200
 
 
 def test_nothing_becomes_a_websocket(service: str, connect: Callable[[str, bytes], socket.socket]) -> None:

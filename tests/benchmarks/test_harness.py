@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_a_worker_needs_no_library_that_its_contender_does_not_need() -> None:
     script = f"import sys; sys.modules.update(dict.fromkeys({libraries})); import benchmarks.worker"
     done = new_python("-c", script, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_contender_computes_in_the_dtype_for_which_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERT_NER_DTYPE", "float32")
+    code = "import json, os; print(json.dumps({'dtype': os.environ.get('BERT_NER_DTYPE')}))"
+    with Worker("default", [sys.executable, "-c", code], tmp_path) as worker:
+        assert worker.answer() == {"dtype": None}
 
 
 def test_medians_and_ratios() -> None:

@@ -183,8 +183,15 @@ def test_batches_hold_each_example_once_and_the_shares_in_other_case() -> None:
     assert sorted(text.lower() for text in texts) == sorted(example.reference.text.lower() for example in examples)
     for case in (str.lower, str.upper):
         assert 60 < sum(text == case(text) for text in texts) < 140
-    assert [text.lower() for text in texts] != [example.reference.text.lower() for example in examples]
     assert all(example.predicted.text == example.reference.text for batch in batches for example in batch)
+
+
+def test_batches_come_in_another_order_in_each_epoch() -> None:
+    examples = [Example(doc, doc.copy()) for doc in nlp.pipe(f"Mira No{i} left" for i in range(100))]
+    plain = registry.batchers.get("spacy.batch_by_padded.v1")(size=30, buffer=256, discard_oversize=False)
+    batch = corpus.create_augmenting_batcher(plain, replace_names=0, lowercase=0, uppercase=0)
+    one, other = ([[example.reference.text for example in found] for found in batch(examples)] for _ in range(2))
+    assert one != other and sorted(one) == sorted(other)
 
 
 def with_targets(doc: Doc) -> Doc:

@@ -148,30 +148,31 @@ def test_calibration_finds_the_temperature_that_was_lost(pipeline: Language) -> 
     ner = copy_with(pipeline, "float32").get_pipe("ner")
     assert isinstance(ner, recognizer.BiluoEntityRecognizer)
     random = np.random.default_rng(0)
-    logits = random.normal(size=(4000, len(ner.tags))) * 2
-    logits[:, [i for i, tag in enumerate(ner.tags) if tag[0] in "BIL"]] = -50  # entities of one token
-    truth = recognizer._softmax(logits)
-    tags = [ner.tags[random.choice(len(row), p=row)] for row in truth]
-    gold = [{(i, i + 1, tag[2:]) for i, tag in enumerate(tags) if tag != "O"}]
-    doc = Doc(nlp.vocab, words=["a"] * len(tags))
-    probabilities = [recognizer._softmax(logits * 2)]
+    logits = random.normal(size=(40, 100, len(ner.tags))) * 2  # documents of equal length are decoded together
+    logits[:, :, [i for i, tag in enumerate(ner.tags) if tag[0] in "BIL"]] = -50  # entities of one token
+    gold = []
+    for array in logits:
+        tags = [ner.tags[random.choice(len(row), p=row)] for row in recognizer._softmax(array)]
+        gold.append({(i, i + 1, tag[2:]) for i, tag in enumerate(tags) if tag != "O"})
+    docs = [Doc(nlp.vocab, words=["a"] * len(array)) for array in logits]
+    probabilities = [recognizer._softmax(array * 2) for array in logits]
     for seen in (set(), {"a"}):
         ner.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0
-        assert ner.calibrate([doc], probabilities, gold, seen) == pytest.approx(2, rel=0.15)
+        assert ner.calibrate(docs, probabilities, gold, seen) == pytest.approx(2, rel=0.15)
 
 
 def test_calibration_heeds_unseen_names_as_much_as_seen_ones(pipeline: Language) -> None:
     ner = copy_with(pipeline, "float32").get_pipe("ner")
     assert isinstance(ner, recognizer.BiluoEntityRecognizer)
-    label, size = ner.labels[0], 1000
+    label, size = ner.labels[0], 100
     logits = np.full((size, len(ner.tags)), -50.0)
     logits[:, 0], logits[:, ner.tags.index(f"U-{label}")] = 0, 3  # all are predicted, with a score of 0.95
-    doc = Doc(nlp.vocab, words=["old"] * (size - 100) + ["new"] * 100)
-    gold = [{(i, i + 1, label) for i in range(size - 50)}]  # half of the new ones are wrong
+    docs = [Doc(nlp.vocab, words=[word] * size) for word in ["old"] * 9 + ["new"]]
+    correct = [{(i, i + 1, label) for i in range(size)}] * 9 + [{(i, i + 1, label) for i in range(size // 2)}]
     temperatures = []
     for seen in (set(), {"old"}):
         ner.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0
-        temperatures.append(ner.calibrate([doc], [recognizer._softmax(logits)], gold, seen))
+        temperatures.append(ner.calibrate(docs, [recognizer._softmax(logits)] * len(docs), correct, seen))
     assert temperatures[0] == pytest.approx(1, rel=0.1) and temperatures[1] > 2
 
 

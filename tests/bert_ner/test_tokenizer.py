@@ -49,7 +49,7 @@ PIECES = [
     "...",
     "'s",
     "n't",
-    "10km",
+    "10km/h",  # of the longest suffixes, and the digit before it decides
     "$5",
     "http://a.eu/b?c=d",
     "\u201cso\u201d",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -183,20 +184,25 @@ def test_too_large_and_damaged_files_are_refused(kind: str, write: Callable[[], 
 
 
 @pytest.mark.parametrize(
-    ("limit", "most", "kind", "write", "why"),
-    [
-        ("MAX_SECONDS", 1, ".pdf", lambda: write_pdf(LINE * 900_000), "takes more than"),
-        ("MAX_MEMORY", 100_000_000, ".docx", lambda: write_docx(more=b"<w:p/>" * 3_000_000), ""),
-        ("PATIENCE", 0.01, ".pdf", write_pdf, "takes more than"),
-    ],
-    ids=["seconds", "memory", "patience"],
+    ("limit", "most", "write"),
+    [("MAX_SECONDS", 1, lambda: write_pdf(LINE * 900_000)), ("PATIENCE", 0.01, write_pdf)],
+    ids=["seconds", "patience"],
 )
-def test_what_takes_too_much_time_or_memory_is_ended(
-    limit: str, most: float, kind: str, write: Callable[[], bytes], why: str, monkeypatch: pytest.MonkeyPatch
+def test_what_takes_too_much_time_is_ended(
+    limit: str, most: float, write: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if limit != "PATIENCE":
         pytest.importorskip("resource")
     monkeypatch.setattr(decoding, limit, most)
-    with pytest.raises(UnreadableError) as refused:
-        read_packed(kind, write())
-    assert why in str(refused.value)
+    with pytest.raises(UnreadableError, match="takes more than"):
+        read_packed(".pdf", write())
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not limit the memory of a process")
+def test_what_takes_too_much_memory_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read, but for its size: elements that hold no text. An ordinary file needs no more than the limit."""
+    pytest.importorskip("resource")
+    monkeypatch.setattr(decoding, "MAX_MEMORY", 200_000_000)
+    assert read_packed(".docx", write_docx())
+    with pytest.raises(UnreadableError):
+        read_packed(".docx", write_docx(more=b"<w:x/>" * 3_000_000))

@@ -33,6 +33,7 @@ class Work:
     code: str = ""  # none: there is nothing to do
     begun: list[int] = field(default_factory=list)  # the device of each begin
     ended: int = 0
+    order: list[str] = field(default_factory=list)  # the names of jobs as they begin, if they share it
 
     @property
     def log(self) -> Path:
@@ -40,6 +41,7 @@ class Work:
 
     def begin(self, gpu_id: int) -> list[str] | None:
         self.begun.append(gpu_id)
+        self.order.append(self.name)
         return [sys.executable, "-S", "-c", self.code, str(self.folder), self.name, str(gpu_id)] if self.code else None
 
     def end(self) -> None:
@@ -104,12 +106,18 @@ def test_each_device_has_one_job_at_a_time_and_all_are_at_work_together(
 def test_what_is_killed_is_done_again_and_does_not_hold_up_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    once = Work(tmp_path, "once", f"import pathlib, sys\nif not pathlib.Path(*sys.argv[1:3]).exists():\n  {DIES}")
-    always, wrong = Work(tmp_path, "always", DIES), Work(tmp_path, "wrong", "raise RuntimeError('no space left')")
-    well = Work(tmp_path, "well", "pass")
+    codes = {
+        "once": f"import pathlib, sys\nif not pathlib.Path(*sys.argv[1:3]).exists():\n  {DIES}",
+        "always": DIES,
+        "wrong": "raise RuntimeError('no space left')",
+        "well": "pass",
+    }
+    order: list[str] = []
+    once, always, wrong, well = (Work(tmp_path, name, code, order=order) for name, code in codes.items())
     with pytest.raises(StepError) as caught:
         run_all({job.name: job for job in (once, always, wrong, well)}, [0, 1], lambda _: None)
     assert len(once.begun) == 2 and len(always.begun) == PATIENCE and len(wrong.begun) == len(well.begun) == 1
+    assert order[:4] == [*codes], "all others come first"
     assert all(job.ended == 1 for job in (once, always, wrong, well))
     assert "2 of 4 have failed" in caught.value.problem and "once" not in caught.value.problem
     assert "always: killed by SIGKILL" in caught.value.problem and "wrong: RuntimeError: no" in caught.value.problem

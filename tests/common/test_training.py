@@ -23,7 +23,7 @@ from common.records import write_json
 from common.settings import find_settings, read_overrides
 from common.training import derive, enlarge, enlarge_head, prepare
 from scripts.convert import convert
-from tests.conftest import ROOT, copy_project, new_python, save_tiny_encoder, write_corpus
+from tests.conftest import ROOT, copy_project, python, save_tiny_encoder, write_corpus
 
 CONFIG = ROOT / "configs" / "bert.cfg"
 
@@ -162,7 +162,8 @@ for name, (file, old, new) in changes.items():
     path.write_text(text, "utf8")
 print(json.dumps(changed))
 """
-    done = new_python("-c", code, str(CONFIG), str(tiny_corpus), str(tiny_encoder), json.dumps(changes), cwd=project)
+    (project / "probe.py").write_text(code, "utf8")
+    done = python("-m", "probe", str(CONFIG), str(tiny_corpus), str(tiny_encoder), json.dumps(changes), cwd=project)
     assert done.returncode == 0, done.stderr
     changed = json.loads(done.stdout)
     decide = {"a number in the corpus reader", "a number in calibrate"}

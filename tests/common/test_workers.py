@@ -14,7 +14,7 @@ from common.workers import supervise
 from tests.common.working import die_always, die_loading, drive, load, meet, work
 from tests.conftest import guard
 
-ITEMS = [["Mira", "left"], ["Turku"], ["die once", "Oslo"], ["Kenya", "beat", "Malta"]]
+ITEMS = [["Mira", "left"], ["Ctrl-C", "Turku"], ["die once", "Oslo"], ["Kenya", "beat", "Malta"]]
 
 
 def test_each_item_is_done_once_though_a_process_is_killed(tmp_path: Path) -> None:

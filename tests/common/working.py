@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,10 @@ def load(note: Path | None = None, place: str = "anywhere") -> str:
 
 
 def work(folder: Path, state: str, item: list[str], skipped: Mapping[int, str], tell: Tell) -> str:
-    """Join words. `die` kills the process each time, `die once` the first time, and `exit` gives up."""
+    """Join words. `die` kills the process each time, `die once` the first time, and `exit` gives up.
+
+    `Ctrl-C` is what each process gets when somebody presses that, and the one that supervises them decides.
+    """
     found = []
     for number, word in enumerate(item):
         if number in skipped:
@@ -31,6 +35,8 @@ def work(folder: Path, state: str, item: list[str], skipped: Mapping[int, str], 
             (folder / "dead").touch()
             tempfile.mkstemp()
             os.kill(os.getpid(), signal.SIGKILL)
+        if word == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
         if word == "exit":
             raise SystemExit("no way")
         if word == "fail":
@@ -48,7 +54,7 @@ def meet(note: Path, state: str, item: int, skipped: Mapping[int, str], tell: Te
     while len(loaded := note.read_text().splitlines()) < 3:
         if state == "second" and loaded == ["first", "second"]:
             os.kill(os.getpid(), signal.SIGKILL)
-        signal.sigtimedwait([], 0.01)
+        time.sleep(0.01)
 
 
 def die_always(folder: Path, state: str, item: list[str], skipped: Mapping[int, str], tell: Tell) -> None:
@@ -70,4 +76,4 @@ def wait_until_alone(state: str, item: int, skipped: Mapping[int, str], tell: Te
     tell.advance(os.getpid())
     driver = os.getppid()
     while os.getppid() == driver:
-        signal.sigtimedwait([], 0.01)
+        time.sleep(0.01)

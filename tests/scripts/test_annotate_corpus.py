@@ -455,26 +455,22 @@ def test_a_command_that_is_killed_while_it_uploads_loses_and_doubles_nothing(pip
 
 @pytest.mark.slow
 def test_parts_have_the_same_bytes_however_many_processes_make_them(
-    tiny_corpus: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a trained pipeline in float32; and the entities are those of nlp.pipe over all texts at once."""
-    from scripts.train import train
-
     monkeypatch.setenv("BERT_NER_DTYPE", "float32")
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
-    train(ROOT / "configs/bert.cfg", tmp_path / "training", tiny_corpus, tiny_encoder, epochs="1")
-    pipeline = tmp_path / "training/model-best"
     texts = [f"{'Mira Solberg left Turku. ' * (1 + number % 7)}Kenya beat Peru {number} times." for number in range(60)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     for processes in (1, 2):
         annotate_corpus(
-            str(tmp_path / "a.jsonl"), str(tmp_path / f"out{processes}"), str(pipeline), size=7, processes=processes
+            str(tmp_path / "a.jsonl"), str(tmp_path / f"out{processes}"), str(trained), size=7, processes=processes
         )
     parts = sorted(path.name for path in (tmp_path / "out1").glob("part-*"))
     assert len(parts) == 9
     for name in parts:
         assert sha256(tmp_path / "out1" / name) == sha256(tmp_path / "out2" / name)
-    docs = list(spacy.load(pipeline).pipe(texts))
+    docs = list(spacy.load(trained).pipe(texts))
     expected = [[(ent.text, ent.label_) for ent in doc.ents] for doc in docs]
     assert names(read(tmp_path / "out2")) == expected and any(expected)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ def reference_runs() -> list[Path]:
     return [ROOT / path for path in shlex.split(line) if path.startswith("metrics/")]
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11),
+    reason="the figures were measured with Python 3.11, and the digest of the same code is another one elsewhere",
+)
 def test_the_pages_are_as_document_writes_them(tmp_path: Path) -> None:
     """Neither figures nor code nor commands have changed since."""
     (tmp_path / "docs").mkdir()

@@ -538,13 +538,12 @@ def encoder(folder: Path, source: Path | str) -> None:
 
 
 def test_the_encoder_of_a_trained_pipeline_can_be_trained_again(
-    tmp_path: Path, tiny_encoder: Path, tiny_corpus: Path
+    tmp_path: Path, trained: Path, tiny_corpus: Path
 ) -> None:
     import torch
     from transformers import AutoModel
 
-    train_pipeline(CONFIG, tmp_path / "teacher", tiny_corpus, tiny_encoder, epochs="1")
-    model = tmp_path / "teacher/model-best"
+    model = Path(shutil.copytree(trained, tmp_path / "teacher/model-best"))
     encoder(tmp_path / "run", model)
     origin = read_json(tmp_path / "run/encoder.json")
     assert origin["encoder"] == "teacher/model-best" and origin["source"] == "pipeline"

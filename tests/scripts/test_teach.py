@@ -30,11 +30,11 @@ nlp = spacy.blank("en")
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_encoder: Path) -> Path:
+def teachers(tmp_path_factory: pytest.TempPathFactory, trained: Path, tiny_corpus: Path, tiny_encoder: Path) -> Path:
     """A folder with two trained pipelines, model-best and another."""
     folder = tmp_path_factory.mktemp("teachers")
-    for seed in (0, 1):
-        train(CONFIG, folder, tiny_corpus, tiny_encoder, epochs="1", seed=seed)
+    shutil.copytree(trained, folder / "model-best")
+    train(CONFIG, folder, tiny_corpus, tiny_encoder, epochs="1", seed=1)
     return folder
 
 
@@ -291,6 +291,13 @@ def test_an_o_of_the_pipeline_may_be_a_new_label_in_a_text_without_labels(oracle
     assert targets.any(1).tolist() == [False, False, True, True, True, False]
     assert targets[3].argmax() == 8 and targets[[2, 4]].argmax(1).tolist() == [0, 0]
     assert raw.has_annotation("SENT_START") and raw[0].tag_ == "NN"
+
+
+def test_a_token_that_nobody_annotated_may_be_of_a_new_label(oracle: Oracle, tmp_path: Path) -> None:
+    labelled = nlp("The Cup began in Oslo")
+    labelled.set_ents([Span(labelled, 1, 2, "EVENT")], outside=[labelled[2:4]], default="missing")
+    step.rehearse(tmp_path, [labelled], [], [])
+    assert labelled.user_data["tag_targets"].any(1).tolist() == [False, True, True, True, False]
 
 
 def test_without_new_labels_a_text_has_all_that_the_pipeline_says(oracle: Oracle, tmp_path: Path) -> None:

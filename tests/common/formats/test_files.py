@@ -447,7 +447,7 @@ def test_datasets_loads_our_parquet(tmp_path: Path) -> None:
     (row,) = rows
     assert row["tokens"][:7] == ["Mira", "🚢", "Solberg", "left", "New", "York", "."]
     assert row["ner_tags"][3:7] == [0, 3, 4, 0]
-    assert [TEXT[start:].startswith(token) for start, token in zip(row["token_starts"], row["tokens"], strict=True)]
+    assert all(TEXT[start:].startswith(token) for start, token in zip(row["token_starts"], row["tokens"], strict=True))
     assert (row["id"], row["text"]) == ("d1", TEXT)
 
 
