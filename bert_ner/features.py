@@ -83,8 +83,10 @@ def _forward_some(
     if is_train:
         result: tuple[list[Floats2d], Callable[..., Any]] = layer(docs, is_train)
         return result
-    pieces = minibatch(docs, 8)  # type: ignore[no-untyped-call,unused-ignore]
-    return [vectors for piece in pieces for vectors in layer.predict(piece)], lambda _: []
+    # Without the empty ones, since the layer refuses documents none of which has a token.
+    pieces = minibatch([doc for doc in docs if len(doc)], 8)  # type: ignore[no-untyped-call,unused-ignore]
+    found = (vectors for piece in pieces for vectors in layer.predict(piece))
+    return [next(found) if len(doc) else model.ops.alloc2f(0, model.get_dim("nO")) for doc in docs], lambda _: []
 
 
 def _initialize_inner(model: Model[Any, Any], X: Any = None, Y: Any = None) -> None:

@@ -439,8 +439,8 @@ def _find_sequences(
     words = [(doc.to_array("IS_SPACE") == 0) & ~mask for doc, mask in zip(docs, taken, strict=True)]
     starts = [(doc.to_array("SENT_START") == 1) | mask for doc, mask in zip(docs, taken, strict=True)]
     for start, word in zip(starts, words, strict=True):
-        for i in np.flatnonzero(start & ~word):  # the first word after it starts the sentence, or follows the entity
-            start[i + 1 : i + 2] = True
+        for i in np.flatnonzero(~word):  # the first word after it starts the sentence, or follows the entity
+            start[i + 1 : i + 2] |= start[i]
     return words, [start[word] for start, word in zip(starts, words, strict=True)]
 
 

@@ -155,6 +155,12 @@ def test_texts_of_any_length_pass(pipeline: Language, text: str) -> None:
     assert doc._.trf_data is None  # tensors would fill the memory of who keeps Docs
 
 
+@pytest.mark.parametrize("texts", [[ENGLISH] * 8 + [""], [""] * 8 + [ENGLISH], ["", ""]])
+def test_empty_texts_may_stand_anywhere(pipeline: Language, texts: list[str]) -> None:
+    """Also where they fill a piece of the batch, and in whatever component listens."""
+    assert [doc.text for doc in pipeline.pipe(texts)] == texts
+
+
 def test_bytes_and_disk_give_the_same_pipeline(pipeline: Language, tmp_path: Path) -> None:
     text = "Mira Solberg left Turku for Oslo and beat Kenya twice in Malta ."
     pipeline.to_disk(tmp_path / "pipeline")

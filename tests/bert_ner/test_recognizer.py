@@ -144,6 +144,22 @@ def test_entities_neither_begin_nor_end_with_white_space_and_pass_over_it(
     assert [[token.text for token in ent] for ent in doc.ents] == [["Mira", *part, "Turku"] for part in names]
 
 
+def test_white_space_opens_no_way_over_an_entity_already_set_or_a_sentence_start(pipeline: Language) -> None:
+    """An entity ruler finds Lund at the end of a line, or a sentence starts with an empty line in two tokens."""
+    ner = pipeline.get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    sure = np.full((4, len(ner.tags)), 1e-9, dtype="float32")
+    sure[range(4), [ner.tags.index(tag) for tag in ("B-PER", "O", "O", "L-PER")]] = 1
+    doc = Doc(pipeline.vocab, words=["Mira", "Lund", "\n", "Turku"])
+    doc.set_ents([Span(doc, 1, 2, "EVENT")])
+    ner.set_annotations([doc], [sure])
+    assert (1, 2, "EVENT") in [(ent.start, ent.end, ent.label_) for ent in doc.ents]
+    assert all(len(ent) == 1 for ent in doc.ents)
+    doc = Doc(pipeline.vocab, words=["Mira", "\n", "\n", "Turku"], sent_starts=[True, True, False, False])
+    ner.set_annotations([doc], [sure])
+    assert all(len(ent) == 1 for ent in doc.ents)
+
+
 def test_calibration_finds_the_temperature_that_was_lost(pipeline: Language) -> None:
     ner = copy_with(pipeline, "float32").get_pipe("ner")
     assert isinstance(ner, recognizer.BiluoEntityRecognizer)

@@ -16,6 +16,7 @@ from thinc.api import Model
 
 from bert_ner.encoder import CASES
 from bert_ner.features import create_softmax_head
+from common import training
 from common.corpora import read_docs
 from common.errors import StepError
 from common.models import find_trained, load_trained
@@ -129,6 +130,15 @@ def test_what_a_run_cannot_set_is_named(tiny_corpus: Path, tiny_encoder: Path, t
 def test_a_setting_that_is_no_number_is_refused(tiny_corpus: Path, tiny_encoder: Path, value: str) -> None:
     with pytest.raises(StepError, match="neither auto nor a number above 0"):
         derive(CONFIG, tiny_corpus / "train.spacy", tiny_encoder, value, "auto", "auto")
+
+
+def test_code_that_makes_the_same_models_has_the_name_of_the_other_in_their_provenance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAME_MODELS", tmp_path / "same-models.json")
+    code = training.identify_recipe(CONFIG)["code"]
+    write_json(tmp_path / "same-models.json", {code: "earlier", "earlier": "no further"})
+    assert training.identify_recipe(CONFIG)["code"] == "earlier"
 
 
 def test_what_decides_weights_is_part_of_a_models_provenance_and_nothing_else(
