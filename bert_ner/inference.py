@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,9 @@ from spacy.util import registry
 from spacy_transformers.data_classes import WordpieceBatch
 from torch.nn import functional
 from transformers import MODEL_MAPPING
+
+if hasattr(os, "register_at_fork"):  # the other threads do not survive a fork, and waiting for them never ends
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 DTYPE_VARIABLE = "BERT_NER_DTYPE"
@@ -98,8 +101,7 @@ class Inference:
             means nothing.
         """
         if self.process != os.getpid():
-            torch.set_num_threads(1)  # the other threads did not survive the fork, and waiting for them never ends
-            self.process, self.pools = os.getpid(), {}
+            self.process, self.pools = os.getpid(), {}  # its threads did not survive the fork
         copied = self.copies.get(encoder)
         if copied is None:
             copied = self.copies[encoder] = copy_encoder(encoder, self.dtype)

@@ -170,6 +170,28 @@ def test_a_pipeline_can_be_copied(nlp: Language, copied: Callable[[Language], La
     assert entities(again) == entities(doc) and concepts(again) == concepts(doc) and triples(again) == triples(doc)
 
 
+@pytest.mark.slow
+def test_a_forked_process_uses_the_pipeline_or_loads_one(project: Project) -> None:
+    """After it was used in the parent, whose threads a fork does not copy. What uses them does not return."""
+    code = f"""
+import multiprocessing, spacy, torch, bert_ner
+torch.set_num_threads(2)
+path, text = {str(project.folder / "packages/tiny/assembled")!r}, {TEXT!r} * 100
+nlp = spacy.load(path)
+expected = [(ent.start, ent.end, ent.label_) for ent in nlp(text).ents]
+def find(load):
+    doc = (spacy.load(path) if load else nlp)(text)
+    assert expected and [(ent.start, ent.end, ent.label_) for ent in doc.ents] == expected
+for load in (False, True):
+    process = multiprocessing.get_context("fork").Process(target=find, args=(load,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+"""
+    done = new_python("-c", code, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def other_pipeline(nlp: Language) -> Language:
     """A pipeline with a tok2vec and a tagger of its own, and our tokenizer."""
     other = spacy.blank("en")
