@@ -204,7 +204,8 @@ class ConceptRuler(SpanRuler):
         if doc.has_annotation("TAG"):
             set_coarse_tags(doc)
         rules = self._match_label_id_map
-        matches = [*self.matcher(doc, allow_missing=True), *self.phrase_matcher(doc)]
+        # Without a pattern of tokens, as where all are phrases, spaCy's matcher would warn at each document.
+        matches = [*(self.matcher(doc, allow_missing=True) if len(self.matcher) else ()), *self.phrase_matcher(doc)]
         spans = {
             Span(doc, start, end, label=rules[key]["label"], span_id=rules[key]["id"]) for key, start, end in matches
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -54,10 +55,11 @@ def align(nlp: Language, text: str, spans: Iterable[Span]) -> Aligned:
     """
     doc = nlp(text)
     words = [token for token in doc if not token.is_space]
+    starts, ends = [token.idx for token in words], [token.idx + len(token) for token in words]
     cut: list[tuple[Span, Span | None]] = []
     found: list[tuple[TokenSpan, Span]] = []
     for span in spans:
-        near = _find_nearest(words, span)
+        near = _find_nearest(words[bisect_right(ends, span.start) : bisect_left(starts, span.end)], span)
         if near is None:
             cut.append((span, None))
             continue
@@ -76,12 +78,11 @@ def align(nlp: Language, text: str, spans: Iterable[Span]) -> Aligned:
     return Aligned(doc, cut, [span for near, span in found if id(near) not in kept])
 
 
-def _find_nearest(words: list[Token], span: Span) -> TokenSpan | None:
+def _find_nearest(touched: list[Token], span: Span) -> TokenSpan | None:
     """The words whose boundaries are nearest to those of a span, or None if it touches no word.
 
-    words (list[Token]): The tokens of a text that are not white space.
+    touched (list[Token]): The tokens that share a character with the span and are not white space.
     """
-    touched = [token for token in words if token.idx < span.end and span.start < token.idx + len(token)]
     if not touched:
         return None
     doc: Any = touched[0].doc

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import spacy
@@ -134,6 +135,14 @@ def test_concepts_never_overlap_and_leave_the_entities_alone(rows: list[tuple[st
         assert len({span.sent.start for span in present}) == 1
 
 
+def test_rules_may_all_be_phrases() -> None:
+    """spaCy's matcher of tokens then has none, and would warn at each document."""
+    ruler = concepts.ConceptRuler(nlp, "concepts")
+    ruler.add_patterns([{"label": "actor", "pattern": "Oslo Bay"}])
+    doc = ruler(nlp.make_doc("to Oslo Bay"))
+    assert [span.text for span in doc.spans["concepts"]] == ["Oslo Bay"]
+
+
 def test_without_tags_there_are_only_names() -> None:
     doc = find_concepts(Doc(nlp.vocab, words=["Mira", "left", "old", "Turku"], ents=["B-PER", "O", "O", "B-LOC"]))
     assert [span.text for span in doc.spans["concepts"]] == ["Mira", "Turku"]
@@ -156,3 +165,14 @@ def test_rules_can_be_replaced_and_an_earlier_one_comes_first(tmp_path: Path) ->
     assert [(span.text, span.id_) for span in doc.spans["concepts"]] == [("old town", "first"), ("hall", "second")]
     pipe.to_disk(tmp_path / "pipe")
     assert spacy.load(tmp_path / "pipe").get_pipe("concepts").patterns == rules  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("ids", "found"), [(["one", "two"], "Oslo"), (["one", "one"], "Oslo Bay"), ([], "Oslo Bay")])
+def test_patterns_with_one_id_or_none_are_one_rule(ids: list[str], found: str) -> None:
+    """Of several rules the first one wins, of one rule the longest match."""
+    oslo, bay = {"LOWER": "oslo"}, {"LOWER": "bay"}
+    rules: list[dict[str, Any]] = [{"label": "first", "pattern": [oslo]}, {"label": "second", "pattern": [oslo, bay]}]
+    ruler = concepts.ConceptRuler(nlp, "concepts")
+    ruler.add_patterns([rule | {"id": name} for rule, name in zip(rules, ids, strict=True)] if ids else rules)
+    doc = ruler(nlp.make_doc("to Oslo Bay"))
+    assert [span.text for span in doc.spans["concepts"]] == [found]
