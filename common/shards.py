@@ -20,7 +20,7 @@ from pyarrow.parquet import ParquetFile
 from common.decoding import DELIMITERS, TEXT, decode, read_packed
 from common.errors import StepError
 from common.filesystems import FileSystemError, file_system, list_files, open_file
-from common.texts import HUB, fetch_texts
+from common.texts import HUB, fetch_texts, read_id
 from common.unpack import UnreadableError
 
 LONGEST_LINE = 2**26  # bytes of a line, or of a .txt: a longer one is no text that a pipeline could read
@@ -329,11 +329,8 @@ def _row_of(file: File, number: int, raw: dict[str, Any] | str, columns: Columns
         name, place = f"{file.name}#{number + 1}", f"{file.name}, row {number + 1}"
     if isinstance(raw, str):
         return Row(name, place, problem=raw)
-    text, given = raw.get(columns.text), raw.get(columns.id)
+    text, own = raw.get(columns.text), read_id(raw.get(columns.id))
     others = {key: raw[key] for key in columns.choose(raw)}
-    if isinstance(given, float) and given.is_integer():  # as pandas has numbers where some are missing
-        given = int(given)
-    own = str(given).strip() if isinstance(given, str | int) else ""
     if not _is_unicode(own):
         return Row(name, place, problem="the id has half a character, or is not in UTF-8")
     if not isinstance(text, str):

@@ -174,14 +174,12 @@ def read_documents(source: Source) -> Iterator[Document | StepError]:
 
 
 def _document_of(row: dict[str, Any], place: str, name: str, number: int | None) -> Document | StepError:
-    text, given = row.get(TEXT), row.get("id")
-    if isinstance(given, float) and given.is_integer():  # what numbers become in a column where one is missing
-        given = int(given)
+    text = row.get(TEXT)
     if not isinstance(text, str):
         return _no_text(place)
     if text != _mend(text):
         return StepError(f"{place}: the text has half a character, a lone surrogate.", "Write the text again in UTF-8.")
-    own = _mend(str(given)).strip() if isinstance(given, str | int) else ""
+    own = _mend(read_id(row.get("id")))
     others = {name: value for name, value in row.items() if name not in (TEXT, "id") and _is_plain(value)}
     columns = {_mend(name): _mend(value) if isinstance(value, str) else value for name, value in others.items()}
     meta: dict[str, Any] = {"file": name}
@@ -190,6 +188,16 @@ def _document_of(row: dict[str, Any], place: str, name: str, number: int | None)
     if columns:
         meta["columns"] = columns
     return Document(id=own or (name if number is None else f"{name}#{number}"), text=text, meta=meta)
+
+
+def read_id(given: Any) -> str:
+    """The id that a row has, as text, or nothing where it has none.
+
+    given (Any): The value. A whole number may be a float: that is what numbers become in a column where one is missing.
+    """
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    return str(given).strip() if isinstance(given, str | int) else ""
 
 
 def _is_plain(value: Any) -> bool:
