@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +55,9 @@ def measure(nlp: Language, corpus: Path, keep: Keep | None = None) -> dict[str, 
     seen = find_entity_texts(corpus / "train.spacy")
     with tqdm.tqdm(total=len(CONDITIONS) * len(results), desc="scoring", unit="pass", disable=None) as bar:
         for split, result in results.items():
+            given = list(_read_examples(nlp, corpus / f"{split}.spacy"))
             for condition in CONDITIONS:
-                examples = list(create_examples(nlp, corpus / f"{split}.spacy", condition))
+                examples = list(_vary(nlp, given, condition))
                 if condition == "gold_sentences":  # the text is that of the pass before
                     decode_again(nlp, examples, shipped, {"ner": recorded.probabilities, "chunker": chunks})
                     result[condition] = score_annotated(nlp, examples)
@@ -148,14 +149,28 @@ def create_examples(nlp: Language, path: Path, condition: str) -> Iterator[Examp
     condition (str): The condition.
     YIELDS (Example): The document to annotate and its reference. For raw they have the same text but other tokens.
     """
-    for example in registry.readers.get("bert_ner.Corpus.v2")(path, condition != "predicted_sentences")(nlp):
+    return _vary(nlp, _read_examples(nlp, path), condition)
+
+
+def _read_examples(nlp: Language, path: Path) -> Iterator[Example]:
+    """Read the examples of a split, with the sentence starts of the corpus."""
+    examples: Iterator[Example] = registry.readers.get("bert_ner.Corpus.v2")(path, True)(nlp)
+    return examples
+
+
+def _vary(nlp: Language, examples: Iterable[Example], condition: str) -> Iterator[Example]:
+    """Put examples with sentence starts under one of CONDITIONS; those given stay as they are."""
+    for example in examples:
         if condition == "raw":
             reference = create_raw_doc(example.reference)
             yield Example(nlp.make_doc(reference.text), reference)
         elif condition in ("lower", "upper"):
             yield Example(*(recase(doc, getattr(str, condition)) for doc in (example.predicted, example.reference)))
         else:
-            yield example
+            doc = example.predicted.copy()
+            if condition == "predicted_sentences":
+                doc.from_array(["SENT_START"], np.eye(1, len(doc), dtype="uint64")[0])  # the first token alone
+            yield Example(doc, example.reference)
 
 
 def score(nlp: Language, examples: list[Example]) -> dict[str, Any]:

@@ -77,13 +77,15 @@ def find_threshold(scores: np.ndarray, correct: np.ndarray, seen: np.ndarray, pr
     RETURNS (float): The score, or 1 if there is none.
     """
     order = np.argsort(-scores, kind="stable")
-    correct, seen = correct[order], seen[order]
+    scores, correct, seen = scores[order], correct[order], seen[order]
     share = seen.mean() if len(seen) else 0
     weights = np.where(seen, 1 - share, share) if 0 < share < 1 else np.ones(len(seen))
     total = weights.cumsum()
     errors = np.sqrt(precision * (1 - precision) * (weights**2).cumsum()) / total
-    good = np.flatnonzero((weights * correct).cumsum() / total - CONFIDENCE * errors >= precision)
-    return float(scores[order[good[-1]]]) if len(good) else 1.0
+    enough = (weights * correct).cumsum() / total - CONFIDENCE * errors >= precision
+    enough[:-1] &= scores[1:] < scores[:-1]  # entities with one score are above a threshold together
+    good = np.flatnonzero(enough)
+    return float(scores[good[-1]]) if len(good) else 1.0
 
 
 def number_tags(examples: Iterable[Example], tags: list[str]) -> list[np.ndarray]:

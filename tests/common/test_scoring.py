@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
-from spacy.training import Example
+from spacy.training import Corpus, Example
 
 import bert_ner  # noqa: F401 (registers the reader)
 from common.scoring import (
@@ -73,6 +73,14 @@ def test_each_text_is_predicted_once(project: Project, monkeypatch: pytest.Monke
         assert score(pipe, examples) == scores[split]["gold_sentences"]
         for again, example in zip(kept[split, "gold_sentences"][0], examples, strict=True):
             assert again.predicted.to_json() == example.predicted.to_json()
+
+
+def test_a_document_as_shipped_is_what_spacy_evaluate_reads(project: Project) -> None:
+    path = project.folder / "corpus/tiny/dev.spacy"
+    for example, other in zip(create_examples(nlp, path, "predicted_sentences"), Corpus(path)(nlp), strict=True):
+        assert example.predicted.to_json() == other.predicted.to_json()
+        assert [token.is_sent_start for token in example.predicted] == [t.is_sent_start for t in other.predicted]
+        assert example.reference.to_json() == other.reference.to_json()
 
 
 def test_what_is_recorded_is_what_the_component_predicts(project: Project) -> None:

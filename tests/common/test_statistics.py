@@ -64,6 +64,13 @@ def test_a_threshold_needs_evidence() -> None:
     assert find_threshold(scores[:0], correct[:0], seen[:0], 0.97) == 1.0
 
 
+def test_entities_with_one_score_are_above_a_threshold_together() -> None:
+    """Whatever their order: two thirds of these are correct."""
+    correct = np.arange(150) < 100
+    for order in (correct, correct[::-1]):
+        assert find_threshold(np.full(150, 0.9), order, np.ones(150, dtype=bool), 0.9) == 1.0
+
+
 def test_a_pipeline_without_scores_is_told() -> None:
     doc = Doc(spacy.blank("en").vocab, words=["Turku"], ents=["B-LOC"])
     with pytest.raises(StepError, match="without a score"):
