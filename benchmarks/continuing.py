@@ -110,7 +110,8 @@ def continuing(
             parts = docs | {"train": keep_labels(chosen, [label])}
             if kind == LOWER_CASE:
                 parts = {
-                    split: [*map(lower, keep_labels(part, old))] for split, part in (docs | {"train": chosen}).items()
+                    split: [recase(doc, str.lower) for doc in keep_labels(part, old)]
+                    for split, part in (docs | {"train": chosen}).items()
                 }
             write_corpus(place, parts)
             more: dict[str, Any] = {"start": base, "seed": draw, "learn_rate": learn_rate}
@@ -118,7 +119,7 @@ def continuing(
                 texts = Path(temporary, f"texts-{kind}-{documents}-{draw}.spacy".replace(" ", "-"))
                 others = [docs["train"][i] for i in drawn[documents:]]
                 if kind == LOWER_CASE:
-                    others = [*map(lower, others)]
+                    others = [recase(doc, str.lower) for doc in others]
                 DocBin(docs=others).to_disk(texts)
                 teach(place, base, [texts] if way == WITH_TEXTS else [], gpu_id)
                 more["train_on"] = TAUGHT
@@ -179,13 +180,6 @@ def keep_labels(docs: Iterable[Doc], labels: Iterable[str]) -> list[Doc]:
         copies.append(copied := doc.copy())
         copied.set_ents([ent for ent in copied.ents if ent.label_ in labels])
     return copies
-
-
-def lower(doc: Doc) -> Doc:
-    """Copy a document in lower case. Its words stay words: where spaces are known, spaCy would tokenise them anew."""
-    lowered = recase(doc, str.lower)
-    lowered.has_unknown_spaces = doc.has_unknown_spaces
-    return lowered
 
 
 def write_corpus(folder: Path, docs: dict[str, list[Doc]]) -> Path:

@@ -7,7 +7,19 @@ with its copy, and of one name the registry keeps one function: whatever behaves
 with a higher version.
 """
 
-from bert_ner import concepts, corpus, encoder, features, finetuning, inference, optimizer, recognizer, tokenizer
+from bert_ner import (
+    concepts,
+    corpus,
+    encoder,
+    features,
+    finetuning,
+    inference,
+    optimizer,
+    recognizer,
+    sequences,
+    tokenizer,
+    wordpieces,
+)
 
 __all__ = [
     "concepts",
@@ -18,5 +30,7 @@ __all__ = [
     "inference",
     "optimizer",
     "recognizer",
+    "sequences",
     "tokenizer",
+    "wordpieces",
 ]

@@ -157,7 +157,10 @@ def number_chunks(doc: Doc) -> np.ndarray:
 
 
 def _carry(old: Doc, new: Doc, rows: np.ndarray, chunks: np.ndarray) -> None:
-    """Give a changed document those targets and chunks of the original that the attributes of tokens do not hold.
+    """Give a changed document what the attributes of tokens do not tell of the original: targets, chunks, lost spaces.
+
+    Where the spaces of the original are unknown, those of the changed document are too; if they were known, spaCy would
+    tokenise it anew when it reads it from a corpus.
 
     old, new (Doc): The original and the changed document. `user_data["tag_targets"]` has the probabilities of the tags
         that the entity recogniser learns, (tokens, tags); a token with a row of zeros is learnt from its annotation
@@ -166,6 +169,7 @@ def _carry(old: Doc, new: Doc, rows: np.ndarray, chunks: np.ndarray) -> None:
     chunks (np.ndarray): For each token of the changed document the number of its chunk in the original, -1 where there
         is none, or UNKNOWN.
     """
+    new.has_unknown_spaces = old.has_unknown_spaces
     targets = old.user_data.get("tag_targets")
     if targets is not None:
         new.user_data["tag_targets"] = np.concatenate((targets, np.zeros_like(targets[:1])))[rows]
@@ -255,7 +259,9 @@ def rename(example: Example, names: Names) -> Example:
     renamed = Doc(doc.vocab, words=words, spaces=spaces, sent_starts=starts, tags=tags, ents=ents)
     found = np.array(chunks, dtype=int)
     _carry(doc, renamed, np.array(rows, dtype=int), np.where(np.isin(found, [*unknown]), UNKNOWN, found))
-    return Example(Doc(doc.vocab, words=words, spaces=spaces, sent_starts=given), renamed)
+    predicted = Doc(doc.vocab, words=words, spaces=spaces, sent_starts=given)
+    predicted.has_unknown_spaces = doc.has_unknown_spaces
+    return Example(predicted, renamed)
 
 
 def _is_in_one_chunk(name: Span) -> bool:

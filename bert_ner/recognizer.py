@@ -1,26 +1,27 @@
-"""The named entity recogniser, the chunker, and the decoder of both.
+"""The named entity recogniser and the chunker: what they predict, what they learn, and which tokens get a tag.
 
-spaCy's registry gets the factories `bert_ner_v2` and `bert_ner_chunker_v1`. A wheel of the pipeline has a copy of this
-file.
+spaCy's registry gets the factories `bert_ner_v2` and `bert_ner_chunker_v1`. What decodes sequences of tags is in
+sequences.py. A wheel of the pipeline has a copy of this file.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 from spacy.language import Language
 from spacy.pipeline import TrainablePipe
 from spacy.tokens import Doc, Span
 from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.util import registry
 from spacy.vocab import Vocab
 from thinc.api import Model
 from thinc.types import Floats2d
 
 CHUNKS = "chunks"  # where chunks stand in `doc.spans`
-SMALLEST = 1e-30  # a lower probability counts as this one, so that logarithms stay finite
 
 
 def _register_factory(name: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -199,8 +200,8 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         """
         posteriors = []
         words, starts = _find_sequences(list(docs))
-        found, _ = find_posteriors([array[word] for array, word in zip(scores, words, strict=True)], starts)
-        for array, word, posterior in zip(scores, words, found, strict=True):
+        sequences = _sum_sequences(scores, words, starts)
+        for array, word, posterior in zip(scores, words, sequences.find_posteriors(), strict=True):
             posteriors.append(np.eye(1, array.shape[1], dtype="float32").repeat(len(array), 0))
             posteriors[-1][word] = posterior
         return posteriors
@@ -229,10 +230,8 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         gold = [self.read_gold(example) for example in examples]
         for (numbers, *_), word, start in zip(gold, words, starts, strict=True):
             start[(numbers[word] > 0) & np.isin(numbers[word] % 4, (2, 3))] = False
-        posteriors, loss = find_posteriors(
-            [array[word] for array, word in zip(probabilities, words, strict=True)], starts
-        )
-        gradients = []
+        sequences = _sum_sequences(probabilities, words, starts)
+        loss, posteriors, gradients = sequences.log_legal, sequences.find_posteriors(), []
         for array, (numbers, soft, rows), word, posterior in zip(probabilities, gold, words, posteriors, strict=True):
             found = np.zeros_like(array)
             found[word] = posterior
@@ -243,7 +242,7 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
                 targets[soft] = rows
             targets[~word] = 0
             gradients.append(self.model.ops.asarray2f(found - targets))
-            loss -= float((targets * np.log(np.maximum(array, SMALLEST))).sum())
+            loss -= float((targets * sequences.take_logs(array)).sum())
         return loss, gradients
 
     def calibrate(
@@ -262,7 +261,8 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
         RETURNS (float): The temperature, which the model has from now on.
         """
         softmax = self.model.get_ref("softmax")
-        logits = [np.log(np.maximum(array, 1e-30)) * softmax.attrs["softmax_temperature"] for array in probabilities]
+        take_logs = _get_legal_sequences().take_logs
+        logits = [take_logs(array) * softmax.attrs["softmax_temperature"] for array in probabilities]
 
         def cross_entropy(temperature: float) -> float:
             arrays = [_softmax(array / temperature) for array in logits]
@@ -273,7 +273,9 @@ class BiluoEntityRecognizer(TrainablePipe):  # type: ignore[misc,unused-ignore]
                     costs[doc[start:end].text.lower() in seen].append(-math.log(max(share, 1e-6)))
             return sum(float(np.mean(part)) for part in costs.values() if part)
 
-        temperature = min(np.geomspace(0.5, 4, 25).tolist(), key=cross_entropy)
+        # Of equally good ones that nearest to 1 is taken: where no entity is predicted, all are.
+        choices = sorted(np.geomspace(0.5, 4, 25).tolist(), key=lambda temperature: abs(math.log(temperature)))
+        temperature = min(choices, key=cross_entropy)
         softmax.attrs["softmax_temperature"] = temperature
         return float(temperature)
 
@@ -416,11 +418,11 @@ def find_spans_of(
     RETURNS (list[list[Entity]]): The entities of each document, in order.
     """
     words, starts = _find_sequences(docs, taken)
-    predicted = find_entities([array[word] for array, word in zip(probabilities, words, strict=True)], starts)
+    sequences = _sum_sequences(probabilities, words, starts)
     places = [np.flatnonzero(word).tolist() for word in words]
     return [
         [(place[start], place[end - 1] + 1, label, score) for start, end, label, score in entities]
-        for place, entities in zip(places, predicted, strict=True)
+        for place, entities in zip(places, sequences.find_entities(), strict=True)
     ]
 
 
@@ -444,154 +446,17 @@ def _find_sequences(
     return words, [start[word] for start, word in zip(starts, words, strict=True)]
 
 
-class _Sums(NamedTuple):
-    """What is known of all legal sequences of BILUO tags, with the names of Rabiner 1989, in logarithms.
+def _sum_sequences(probabilities: list[np.ndarray], words: list[np.ndarray], starts: list[np.ndarray]) -> Any:
+    """Sum over the legal sequences of the tokens that get a tag.
 
-    Between two tokens, a sequence is either outside of entities or in an open entity of one label. Tokens of all
-    documents stand one after the other.
-
-    logs (np.ndarray): The logarithms of the probabilities, (tokens, tags).
-    alpha_outside, alpha_opened (np.ndarray): The sum over all sequences up to each token, in the state before it,
-        (tokens,) and (tokens, labels).
-    beta_outside, beta_opened (np.ndarray): The sum over all sequences from the state after each token.
-    total (np.ndarray): The sum over all sequences of the piece that each token belongs to, (tokens,).
-    psi_outside, psi_opened (np.ndarray): How the most probable sequence reached the state after each token. Outside: 0
-        by O, then one number for U and one for L of each label, (tokens,), int. Open: whether the entity was open
-        before the token, (tokens, labels), bool.
-    pieces, sizes (np.ndarray): The first token of each piece and the number of its tokens, (pieces,), int.
+    probabilities (list[np.ndarray]): The probabilities of the tags of each document, (tokens, tags), float.
+    words, starts (list[np.ndarray]): As `_find_sequences` returns them.
+    RETURNS (Any): The `bert_ner.LegalSequences.v1` of sequences.py.
     """
-
-    logs: np.ndarray
-    alpha_outside: np.ndarray
-    alpha_opened: np.ndarray
-    beta_outside: np.ndarray
-    beta_opened: np.ndarray
-    total: np.ndarray
-    psi_outside: np.ndarray
-    psi_opened: np.ndarray
-    pieces: np.ndarray
-    sizes: np.ndarray
+    return _get_legal_sequences()([array[word] for array, word in zip(probabilities, words, strict=True)], starts)
 
 
-def _sum_sequences(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> _Sums:
-    """Sum over the legal sequences of tags of each document, which are cut into pieces at `starts`.
-
-    The pieces of all documents are computed together, token by token.
-
-    probabilities (list[np.ndarray]): The probabilities of each document, (tokens, 1 + 4 · labels), float: those of O,
-        then of B, I, L and U of each label. There is at least one token.
-    starts (list[np.ndarray]): For each document (tokens,), bool: the tokens to which no entity goes on.
-    RETURNS (_Sums): The sums.
-    """
-    offsets = np.cumsum([0, *map(len, probabilities)])
-    logs = np.log(np.maximum(np.concatenate(probabilities).astype("float64"), SMALLEST))
-    begin, inside, last, unit = (logs[:, kind::4] for kind in (1, 2, 3, 4))
-    standalone = np.concatenate((logs[:, :1], unit), axis=1)  # O and U, which join no token to another
-    cut = np.append(np.concatenate(starts), True)
-    cut[offsets] = True
-    pieces = np.flatnonzero(cut[:-1])
-    sizes = np.diff(np.flatnonzero(cut))
-    order = np.argsort(-sizes, kind="stable")  # the longest first, so that those that go on are always the first ones
-    first = pieces[order]
-    count = len(sizes) - np.searchsorted(np.sort(sizes), np.arange(sizes.max()), side="right")  # of those that go on
-
-    # Row 0 holds log alpha and row 1 log delta, which is that of the best sequence.
-    labels = unit.shape[1]
-    outside, opened = np.zeros((2, len(pieces))), np.full((2, len(pieces), labels), -np.inf)
-    alpha_outside, alpha_opened = np.zeros(len(logs)), np.zeros((len(logs), labels))
-    psi_outside, psi_opened = np.zeros(len(logs), dtype=int), np.zeros((len(logs), labels), dtype=bool)
-    for step, n in enumerate(count):
-        rows = first[:n] + step
-        alpha_outside[rows], alpha_opened[rows] = outside[0, :n], opened[0, :n]
-        to_outside = np.concatenate((outside[:, :n, None] + standalone[rows], opened[:, :n] + last[rows]), axis=2)
-        to_opened = np.stack((outside[:, :n, None] + begin[rows], opened[:, :n] + inside[rows]), axis=3)
-        psi_outside[rows], psi_opened[rows] = to_outside[1].argmax(1), to_opened[1].argmax(2)
-        outside[:, :n] = np.logaddexp.reduce(to_outside[0], axis=1), to_outside[1].max(1)
-        opened[:, :n] = np.logaddexp.reduce(to_opened[0], axis=2), to_opened[1].max(2)
-
-    beta_outside, beta_opened = np.zeros(len(logs)), np.zeros((len(logs), labels))
-    after_outside, after_opened = np.zeros(len(pieces)), np.full((len(pieces), labels), -np.inf)
-    for step, n in reversed(list(enumerate(count))):
-        rows = first[:n] + step
-        beta_outside[rows], beta_opened[rows] = after_outside[:n], after_opened[:n]
-        from_outside = np.concatenate(
-            (after_outside[:n, None] + standalone[rows], after_opened[:n] + begin[rows]), axis=1
-        )
-        after_opened[:n] = np.logaddexp(after_outside[:n, None] + last[rows], after_opened[:n] + inside[rows])
-        after_outside[:n] = np.logaddexp.reduce(from_outside, axis=1)
-
-    total = np.empty(len(pieces))
-    total[order] = outside[0]
-    return _Sums(
-        logs,
-        alpha_outside,
-        alpha_opened,
-        beta_outside,
-        beta_opened,
-        np.repeat(total, sizes),
-        psi_outside,
-        psi_opened,
-        pieces,
-        sizes,
-    )
-
-
-def find_posteriors(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
-    """Find the posterior probabilities of the tags among the legal sequences of each document.
-
-    probabilities, starts (list[np.ndarray]): As `find_entities` takes them.
-    RETURNS (tuple[list[np.ndarray], float]): For each document (tokens, tags), float32, whose rows have the sum 1; and
-        the logarithm of the probability that a sequence is legal whose tags are drawn one by one, summed over pieces.
-    """
-    lengths = [len(array) for array in probabilities]
-    if not sum(lengths):
-        return [array.astype("float32") for array in probabilities], 0.0
-    sums = _sum_sequences(probabilities, starts)
-    logs = sums.logs - sums.total[:, None]
-    before, after = sums.alpha_outside[:, None], sums.beta_outside[:, None]
-    logs[:, ::4] += before + after  # O and U
-    logs[:, 1::4] += before + sums.beta_opened
-    logs[:, 2::4] += sums.alpha_opened + sums.beta_opened
-    logs[:, 3::4] += sums.alpha_opened + after
-    posteriors = np.split(np.exp(logs).astype("float32"), np.cumsum(lengths)[:-1])
-    return posteriors, float(sums.total[sums.pieces].sum())
-
-
-def find_entities(probabilities: list[np.ndarray], starts: list[np.ndarray]) -> list[list[Entity]]:
-    """Find the entities of the most probable legal sequence of BILUO tags of each document, and their posteriors.
-
-    probabilities (list[np.ndarray]): The probabilities of each document, (tokens, 1 + 4 · labels), float: those of O,
-        then of B, I, L and U of each label.
-    starts (list[np.ndarray]): For each document (tokens,), bool: the tokens to which no entity goes on.
-    RETURNS (list[list[Entity]]): The entities of each document, in order.
-    """
-    predicted: list[list[Entity]] = [[] for _ in probabilities]
-    lengths = [len(array) for array in probabilities]
-    if not sum(lengths):
-        return predicted
-    sums = _sum_sequences(probabilities, starts)
-    begin, inside, last, unit = (sums.logs[:, kind::4] for kind in (1, 2, 3, 4))
-    owner, offsets, labels = np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths]), unit.shape[1]
-    # From the end of each piece along the backpointers. The posterior of an entity from one row to another is
-    # alpha before it, times the probabilities of its tags, times beta after it, divided by the total.
-    for start, size in zip(sums.pieces, sums.sizes, strict=True):
-        end = start + size
-        while end > start:
-            row = end - 1
-            choice = sums.psi_outside[row]
-            if choice:
-                label = (choice - 1) % labels
-                weight = unit[row, label]
-                if choice > labels:
-                    weight = last[row, label]
-                    row -= 1
-                    while sums.psi_opened[row, label]:
-                        weight += inside[row, label]
-                        row -= 1
-                    weight += begin[row, label]
-                log_posterior = sums.alpha_outside[row] + weight + sums.beta_outside[end - 1] - sums.total[row]
-                score = min(1.0, float(np.exp(log_posterior)))
-                offset = offsets[owner[row]]
-                predicted[owner[row]].append((int(row - offset), int(end - offset), int(label), score))
-            end = row
-    return [sorted(entities) for entities in predicted]
+@cache
+def _get_legal_sequences() -> Any:
+    """Get the class of sequences.py when it is first used, since a wheel may import that file after this one."""
+    return registry.misc.get("bert_ner.LegalSequences.v1")

@@ -13,7 +13,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 import bert_ner  # noqa: F401 (registers what a trained pipeline names)
-from bert_ner.recognizer import find_entities, find_posteriors
+from bert_ner.sequences import LegalSequences
 from common.corpora import CONTEXT
 from common.scoring import record_tags
 from common.statistics import number_tags
@@ -58,7 +58,7 @@ def rank_label_errors(docs: Sequence[Doc], probabilities: Sequence[np.ndarray], 
     decoded = decode(docs, probabilities, labels)
     for number, (doc, array, numbers, predicted) in enumerate(zip(docs, probabilities, gold, decoded, strict=True)):
         words = _find_words(doc)
-        (posteriors,), _ = find_posteriors([array[words]], [_find_starts(doc)[words]])
+        (posteriors,) = LegalSequences([array[words]], [_find_starts(doc)[words]]).find_posteriors()
         gold_posteriors = np.ones(len(doc))  # white space and tags that the pipeline does not know count for nothing
         known = np.flatnonzero(numbers[words] >= 0)
         gold_posteriors[np.flatnonzero(words)[known]] = posteriors[known, numbers[words][known]]
@@ -133,7 +133,7 @@ def decode(docs: Sequence[Doc], probabilities: Sequence[np.ndarray], labels: Seq
     for doc, array in zip(docs, probabilities, strict=True):
         words = _find_words(doc)
         places = np.flatnonzero(words).tolist()
-        (found,) = find_entities([array[words]], [_find_starts(doc)[words]])
+        (found,) = LegalSequences([array[words]], [_find_starts(doc)[words]]).find_entities()
         result.append([(places[start], places[end - 1] + 1, labels[name]) for start, end, name, _ in found])
     return result
 

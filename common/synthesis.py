@@ -79,17 +79,19 @@ def recombine(sieve: Sieve, train: Sequence[Doc], sentences: int, seed: int) -> 
     RETURNS (Made): The texts.
     """
     names = collect_names(train)
-    sources = [(sent.as_doc(), doc.has_unknown_spaces) for doc in train for sent in doc.sents if sent.ents]
+    sources = []
+    for sent in (sent for doc in train for sent in doc.sents if sent.ents):
+        sources.append(source := sent.as_doc())
+        source.has_unknown_spaces = sent.doc.has_unknown_spaces  # or it would be tokenised anew when it is read
     verdicts = []
     state = random.getstate()
     random.seed(seed)  # by which `rename` draws
     try:
         for number in range(10 * sentences if sources else 0):
-            doc, unknown = random.choice(sources)
+            doc = random.choice(sources)
             example = Example(doc, doc)
             for _ in range(PASSES):
                 example = rename(example, names)
-            example.reference.has_unknown_spaces = unknown  # or it would be tokenised anew when it is read
             name = f"{Method.recombine}-{seed}-{number}"
             verdict = sieve.sift_doc(example.reference, name)
             verdicts.append({"id": name, "text": example.reference.text, "verdict": verdict})

@@ -22,7 +22,7 @@ from transformers import AutoConfig
 
 import bert_ner
 from bert_ner.corpus import find_pieces
-from bert_ner.encoder import CASES
+from bert_ner.wordpieces import WordpieceReader
 from common.corpora import find_entity_texts, read_docs
 from common.models import TAUGHT_DEV, find_taught, load_trained
 from common.records import code_digest, read_json, sha256
@@ -33,10 +33,11 @@ HEAD_RATE = 1e-3  # the learning rate of layers that start from random weights, 
 FEWEST_STEPS = 400  # a small corpus is trained on for more epochs until there are so many
 EVALUATIONS = 8
 # These files, beside this one, decide what a trained pipeline is: its weights, its calibration, and the tokenizer that
-# is saved with it. The rules of concepts are not among them, since they are added after training.
+# is saved with it. The rules of concepts, which are added after training, and what computes in use are not among them.
 CODE = tuple(
     Path(bert_ner.__file__).with_name(f"{name}.py")
-    for name in ("corpus", "encoder", "features", "finetuning", "optimizer", "recognizer", "tokenizer")
+    for name in bert_ner.__all__
+    if name not in ("concepts", "inference")
 )
 # By the digest of code that makes the same models as other code: the digest of that, which stands for both in a model's
 # provenance, so that nobody has to train again. CONTRIBUTING.md says when a line may be added.
@@ -123,7 +124,7 @@ def derive(config: Path, train: Path, encoder: Path, epochs: str, learn_rate: st
     total = every * evaluations  # spaCy evaluates at multiples of `every`, and shall evaluate the last step
     rate = read_number("learn_rate", learn_rate, min(5e-4, 5e-5 * (768 / width) ** 2))
     case = settings["components"]["transformer"]["model"]["case"]
-    told = case and getattr(architecture, "type_vocab_size", 0) in (2, CASES)
+    told = case and getattr(architecture, "type_vocab_size", 0) in (2, WordpieceReader.CASES)
     return {
         **({"components.tok2vec.model.attrs": [], "components.tok2vec.model.rows": []} if told else {}),
         "paths.train": str(train),

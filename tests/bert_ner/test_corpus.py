@@ -362,3 +362,17 @@ def test_a_document_without_targets_gets_none() -> None:
     doc = Doc(nlp.vocab, words=["Turku"], ents=["B-LOC"])
     after = corpus.rename(Example(doc.copy(), doc), corpus.collect_names([doc])).reference
     assert not after.user_data and not corpus.recase(after, str.lower).user_data
+
+
+@pytest.mark.parametrize("spaces", [None, [True, False, False]])
+def test_spaces_that_are_unknown_stay_unknown(spaces: list[bool] | None, tmp_path: Path) -> None:
+    """What is stored with known ones is tokenised anew when it is read, and its words are then others."""
+    doc = Doc(nlp.vocab, words=["Mira", "Turku-Oslo/x", "."], spaces=spaces, ents=["B-PER", "B-LOC", "O"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(random, "random", lambda: 0.0)
+        renamed = corpus.rename(Example(doc.copy(), doc), corpus.collect_names([doc]))
+    changed = [corpus.recase(doc, str.lower), renamed.reference, renamed.predicted]
+    assert [after.has_unknown_spaces for after in changed] == [spaces is None] * 3
+    DocBin(docs=changed).to_disk(tmp_path / "some.spacy")
+    read = [[token.text for token in example.predicted] for example in corpus.create_corpus(tmp_path, False)(nlp)]
+    assert (read == [[token.text for token in after] for after in changed]) == (spaces is None)

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import spacy
 import torch
@@ -24,25 +22,9 @@ from transformers import MODEL_MAPPING, BertModel, BertTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 
 from bert_ner import encoder
-from tests.bert_ner.conftest import ENGLISH, copy_with, load_as, nlp
+from bert_ner.wordpieces import WordpieceReader, create_equal_spans
+from tests.bert_ner.conftest import DOCUMENTS, ENGLISH, copy_with, load_as
 from tests.conftest import ROOT, guard
-
-
-@given(st.lists(st.integers(0, 700), max_size=4), st.integers(1, 200), st.integers(0, 199))
-def test_windows_hold_each_token_and_are_equally_long(lengths: list[int], size: int, overlap: int) -> None:
-    overlap = min(overlap, size - 1)
-    docs = [Doc(nlp.vocab, words=["a"] * length) for length in lengths]
-    for doc, windows in zip(docs, encoder.create_equal_spans(size, overlap)(docs), strict=True):
-        assert {token.i for window in windows for token in window} == set(range(len(doc)))
-        assert sum(map(len, windows)) == len(doc) + overlap * max(0, len(windows) - 1)
-        assert all(1 <= len(window) <= size for window in windows)
-        assert len(windows) <= 1 or len(windows) == -(-(len(doc) - overlap) // (size - overlap))
-        assert not windows or max(map(len, windows)) - min(map(len, windows)) <= 1
-
-
-def test_windows_that_never_end_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose one from 0 to 9"):
-        encoder.create_equal_spans(10, 10)
 
 
 def test_windows_overlap_in_use_only(pipeline: Language) -> None:
@@ -63,89 +45,16 @@ def test_a_long_token_does_not_corrupt_its_neighbours(pipeline: Language, blob: 
     assert pipeline("Mira left Turku " + blob + " and Oslo slept.").has_annotation("ENT_IOB")
 
 
-def test_scripts_that_the_encoder_decomposes_lose_nothing(tmp_path: Path) -> None:
-    """BERT makes up to three wordpieces of a syllable of Hangul: half of the tokens once had none."""
-    letters = sorted(set(unicodedata.normalize("NFD", "한국어를")))
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    (tmp_path / "vocab.txt").write_text("\n".join(pieces), encoding="utf8")
-    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=512)
-    doc = Doc(nlp.vocab, words=["한국어를"] * 100)
-    assert len(tokenizer(doc.text)["input_ids"]) > 512
-    for windows in (
-        encoder._WordpieceCache(tokenizer).read([doc], encoder.create_equal_spans(128, 32)([doc]))[0][0],
-        encoder._read(tokenizer, encoder.create_equal_spans(128, 32)([doc]))[0][0],
-    ):
-        assert {token.i for window in windows for token in window} == set(range(100))
-        assert all(len(tokenizer(window.text)["input_ids"]) <= 512 for window in windows)
-
-
-WORDS = st.lists(
-    st.one_of(
-        st.sampled_from(
-            [
-                "Mira",
-                "Turku",
-                "n't",
-                ",",
-                "\n",
-                "  ",
-                "\u00a0",
-                "[MASK]",
-                "[SEP]",
-                "İstanbul",
-                "한국어",
-                "👩‍🚀",
-                "e\u0301",
-                "東京",
-                "a" * 700,
-            ]
-        ),
-        st.text(min_size=1, max_size=6).filter(lambda word: word.encode(errors="ignore").decode() == word),
-    ),
-    min_size=1,
-    max_size=30,
-)
-
-
-@settings(max_examples=60)
-@given(st.lists(st.tuples(WORDS, st.randoms(use_true_random=False)), min_size=1, max_size=3), st.integers(1, 12))
-def test_cached_wordpieces_are_those_of_the_tokenizer(
-    tiny_encoder: Path, texts: list[tuple[list[str], Any]], size: int
-) -> None:
+@settings(max_examples=30)
+@given(DOCUMENTS, st.integers(1, 12))
+def test_a_batch_is_split_as_spacy_transformers_splits_it(tiny_encoder: Path, docs: list[Doc], size: int) -> None:
     tokenizer = BertTokenizerFast.from_pretrained(tiny_encoder)
-    docs = [Doc(nlp.vocab, words=words, spaces=[r.random() < 0.6 for _ in words]) for words, r in texts]
-    get_windows = encoder.create_equal_spans(size, min(2, size - 1))
-    windows, wordpieces, align = encoder._read(tokenizer, get_windows(docs))
-    cache = encoder._WordpieceCache(tokenizer)
-    for _ in range(2):  # the second time they come from the cache
-        windows_, wordpieces_, align_ = cache.read(docs, get_windows(docs))
-        assert [[(s.start, s.end) for s in spans] for spans in windows_] == [
-            [(s.start, s.end) for s in spans] for spans in windows
-        ]
-        assert wordpieces_.input_ids.tolist() == wordpieces.input_ids.tolist()
-        assert wordpieces_.attention_mask.tolist() == wordpieces.attention_mask.tolist()
-        assert wordpieces_.strings == wordpieces.strings and wordpieces_.lengths == wordpieces.lengths
-        assert align_.lengths.tolist() == align.lengths.tolist() and align_.dataXd.tolist() == align.dataXd.tolist()
+    windows = create_equal_spans(size, min(2, size - 1))(docs)
+    windows, wordpieces, align = WordpieceReader().read(tokenizer, docs, windows)
     hidden = torch.randn(*wordpieces.input_ids.shape, 4)
     expected = FullTransformerBatch(windows, wordpieces, BaseModelOutput(last_hidden_state=hidden), align).doc_data
     for ours, theirs in zip(encoder._split(windows, wordpieces, align, hidden).doc_data, expected, strict=True):
         assert ours.to_bytes() == theirs.to_bytes()
-
-
-def test_the_cache_of_wordpieces_has_a_bound(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "CACHED_RUNS", 100)
-    cache = encoder._WordpieceCache(BertTokenizerFast.from_pretrained(tiny_encoder))
-    for i in range(30):
-        doc = Doc(nlp.vocab, words=[f"w{i}x{j}" for j in range(20)])
-        cache.read([doc], [[doc[:]]])
-        assert len(cache.numbers) <= 120
-
-
-def test_tokenizers_that_look_beyond_spaces_are_not_cached(tiny_encoder: Path) -> None:
-    assert encoder._cuts_at_spaces(BertTokenizerFast.from_pretrained(tiny_encoder))
-    with_phrase = BertTokenizerFast.from_pretrained(tiny_encoder)
-    with_phrase.add_tokens(["New York"])
-    assert not encoder._cuts_at_spaces(with_phrase)
 
 
 @pytest.mark.parametrize("text", ["", "Turku", "  \n ", "Mira left Turku. " * 2500])
@@ -194,34 +103,6 @@ def test_predictions_follow_the_training(pipeline: Language) -> None:
 # Case
 
 
-def test_each_wordpiece_has_the_case_of_its_token(pipeline: Language) -> None:
-    """In every window, also beside white space and padding."""
-    cases = {
-        "Turku": 1,
-        "FINLAND": 2,
-        "I": 3,
-        "McKay": 4,
-        "iPhone": 4,
-        "slept": 0,
-        ".": 0,
-        "12": 0,
-        "\n": 0,
-        "U.S.": 2,
-        "한": 0,
-    }
-    doc, short = Doc(pipeline.vocab, words=[*cases] * 30), Doc(pipeline.vocab, words=["Oslo"])
-    batch = pipeline.get_pipe("transformer").model.predict([doc, Doc(pipeline.vocab), short])  # type: ignore[attr-defined]
-    wordpieces, align = batch.wordpieces, batch.align
-    found = np.split(wordpieces.token_type_ids.flatten()[align.dataXd.flatten()], np.cumsum(align.lengths)[:-1])
-    expected = [*cases.values()] * 30 + [1]
-    assert [set(array.tolist()) for array in found] == [
-        {case} if length else set() for case, length in zip(expected, align.lengths, strict=True)
-    ]
-    rest = np.ones(wordpieces.input_ids.size, dtype=bool)
-    rest[align.dataXd.flatten()] = False
-    assert len(batch.spans[0]) > 1 and not wordpieces.token_type_ids.flatten()[rest].any()
-
-
 def test_the_encoder_learns_of_case_what_its_types_learn(pipeline: Language, tmp_path: Path) -> None:
     """At first it is the pretrained encoder, to which all words are in lower case. Storing keeps what was learnt."""
     model = load_as(pipeline, "float32")
@@ -233,7 +114,7 @@ def test_the_encoder_learns_of_case_what_its_types_learn(pipeline: Language, tmp
 
     assert not differ(model)
     types = model.transformer.embeddings.token_type_embeddings
-    assert model.transformer.config.type_vocab_size == types.num_embeddings == encoder.CASES
+    assert model.transformer.config.type_vocab_size == types.num_embeddings == WordpieceReader.CASES
     model.inference.forget(model.transformer)
     types.weight.data[1] += 1
     assert differ(model)
@@ -249,7 +130,7 @@ def test_types_that_tell_case_already_are_kept(pipeline: Language, case: bool) -
     weight.data[1] += 1
     taken = HFObjects(model.tokenizer, model.transformer, {}, {})
     fresh = encoder.create_transformer_model("", lambda _: [], lambda _: [], case, "float32")
-    encoder._set_transformer(fresh, taken, case)
+    fresh.attrs["set_transformer"](fresh, taken)
     assert fresh.transformer.embeddings.token_type_embeddings.weight is weight
 
 

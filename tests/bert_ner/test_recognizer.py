@@ -16,7 +16,7 @@ from spacy.util import import_file, load_model_from_config, registry
 from thinc.api import Adam
 
 from bert_ner import recognizer
-from tests.bert_ner.conftest import ENGLISH, copy_with, nlp
+from tests.bert_ner.conftest import ENGLISH, copy_with, nlp, read_tags
 from tests.conftest import ROOT
 
 
@@ -52,60 +52,6 @@ def test_entities_already_set_are_kept(pipeline: Language) -> None:
     assert not {20, 21} & {token.i for ent in after.ents for token in ent}
     assert all(ent._.score is not None for ent in after.ents if ent.label_ != "PRODUCT")
     assert not [token for token in after if not token.ent_iob]  # nothing is left unknown
-
-
-KINDS = ["O", *(f"{kind}{label}" for label in range(2) for kind in "BILU")]
-
-
-def read_tags(tags: tuple[str, ...], starts: list[bool]) -> list[tuple[int, int, int]] | None:
-    """The entities of a sequence of tags, or None if it is not legal."""
-    found, begun = [], None
-    for i, (tag, start) in enumerate(zip(tags, starts, strict=True)):
-        kind, label = tag[0], tag[1:]
-        if (begun is None) == (kind in "IL") or (begun and (start or label != begun[1])):
-            return None
-        if kind == "B":
-            begun = (i, label)
-        elif kind == "U":
-            found.append((i, i + 1, int(label)))
-        elif kind == "L" and begun:
-            found.append((begun[0], i + 1, int(label)))
-            begun = None
-    return None if begun else found
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 4), min_size=1, max_size=4), st.sampled_from([1, 3, 8]))
-def test_entities_are_those_of_the_best_legal_sequence_and_scores_are_posteriors(
-    seed: int, lengths: list[int], sharpness: int
-) -> None:
-    """Against all sequences, one by one."""
-    random = np.random.default_rng(seed)
-    logits = [random.normal(size=(length, len(KINDS))) * sharpness for length in lengths]
-    probabilities = [recognizer._softmax(array).astype("float32") if len(array) else array for array in logits]
-    starts = [random.random(length) < 0.2 for length in lengths]
-    posteriors, log_legal = recognizer.find_posteriors(probabilities, starts)
-    for array, cuts, entities, posterior in zip(
-        probabilities, starts, recognizer.find_entities(probabilities, starts), posteriors, strict=True
-    ):
-        best: tuple[float, list[tuple[int, int, int]]] = (-1.0, [])
-        total, mass, shares = 0.0, dict[tuple[int, ...], float](), np.zeros(array.shape)
-        inner = [False, *map(bool, cuts[1:])][: len(cuts)]
-        for tags in itertools.product(range(len(KINDS)), repeat=len(array)):
-            found = read_tags(tuple(KINDS[tag] for tag in tags), inner)
-            if found is not None:
-                weight = float(np.prod([array[i, tag] for i, tag in enumerate(tags)]))
-                best = max(best, (weight, found))
-                total += weight
-                shares[np.arange(len(tags)), tags] += weight
-                for entity in found:
-                    mass[entity] = mass.get(entity, 0) + weight
-        assert [entity[:3] for entity in entities] == best[1]
-        for *span, score in entities:
-            assert score == pytest.approx(mass[tuple(span)] / total, abs=1e-5) and 0 < score <= 1
-        np.testing.assert_allclose(posterior, shares / total, atol=1e-5)
-        log_legal -= np.log(total)
-    assert log_legal == pytest.approx(0, abs=1e-4)
 
 
 def test_every_entity_has_a_score_that_does_not_depend_on_the_batch(pipeline: Language) -> None:
@@ -175,6 +121,15 @@ def test_calibration_finds_the_temperature_that_was_lost(pipeline: Language) -> 
     for seen in (set(), {"a"}):
         ner.model.get_ref("softmax").attrs["softmax_temperature"] = 1.0
         assert ner.calibrate(docs, probabilities, gold, seen) == pytest.approx(2, rel=0.15)
+
+
+def test_calibration_without_an_entity_changes_nothing(pipeline: Language) -> None:
+    ner = copy_with(pipeline, "float32").get_pipe("ner")
+    assert isinstance(ner, recognizer.BiluoEntityRecognizer)
+    doc = Doc(nlp.vocab, words=["a", "b"])
+    outside = np.full((2, len(ner.tags)), 1e-9, dtype="float32")
+    outside[:, 0] = 1
+    assert ner.calibrate([doc], [outside], [set()], set()) == pytest.approx(1)
 
 
 def test_calibration_heeds_unseen_names_as_much_as_seen_ones(pipeline: Language) -> None:

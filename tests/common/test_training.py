@@ -14,8 +14,8 @@ from spacy.language import Language
 from spacy.tokens import DocBin
 from thinc.api import Model
 
-from bert_ner.encoder import CASES
 from bert_ner.features import create_softmax_head
+from bert_ner.wordpieces import WordpieceReader
 from common import training
 from common.corpora import read_docs
 from common.errors import StepError
@@ -43,7 +43,7 @@ def test_learning_rate_and_steps_follow_encoder_and_corpus(
 
 @pytest.mark.parametrize(
     ("types", "case", "beside"),
-    [(0, True, True), (1, True, True), (2, True, False), (CASES, True, False), (2, False, True)],
+    [(0, True, True), (1, True, True), (2, True, False), (WordpieceReader.CASES, True, False), (2, False, True)],
 )
 def test_where_the_encoder_is_not_told_the_case_it_stands_beside_its_vectors(
     tmp_path: Path, tiny_corpus: Path, types: int, case: bool, beside: bool
