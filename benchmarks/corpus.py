@@ -95,7 +95,7 @@ def corpus(
         # Of the least corpus for which all workers start
         small = write_corpus(folder / "small", texts, workers * SHARD, lambda text: 1)
         large = write_corpus(folder / "large", texts, words, lambda text: len(text.split()))
-        annotate = Annotator(model, folder / "annotated")
+        annotate = Annotator(model, folder / "annotated", SHARD)
         record: dict[str, Any] = {
             "documents": large.documents,
             "words": large.words,
@@ -172,11 +172,13 @@ class Annotator:
 
     model (Path): The pipeline.
     target (Path): Folder for what is found, which is removed each time.
+    size (int): The documents of a part.
     """
 
-    def __init__(self, model: Path, target: Path) -> None:
+    def __init__(self, model: Path, target: Path, size: int) -> None:
         self.model = model.resolve()
         self.target = target
+        self.size = size
 
     def __call__(self, engine: str, workers: int, texts: Path) -> Usage:
         """Annotate a corpus.
@@ -190,7 +192,7 @@ class Annotator:
         python = [sys.executable, "-W", "ignore"]
         if not engine:
             return watch("nlp.pipe", [*python, "-c", PLAIN, str(self.model), str(texts), str(workers)])
-        options = ["--engine", engine, "--processes", str(workers), "--size", str(SHARD)]
+        options = ["--engine", engine, "--processes", str(workers), "--size", str(self.size)]
         command = ["-m", "scripts.annotate_corpus", str(texts), str(self.target), "--pipeline", str(self.model)]
         try:
             return watch(engine, [*python, *command, *options])
@@ -304,7 +306,7 @@ def measure_stream(folder: Path, texts: Iterator[str], megabytes: float) -> dict
         annotated.
     """
     spacy.blank("en").to_disk(folder / "blank")
-    annotate = Annotator(folder / "blank", folder / "annotated")
+    annotate = Annotator(folder / "blank", folder / "annotated", ROWS)
     found: dict[str, list[Usage]] = {"nlp.pipe": [], "local-1": []}
     sizes = []
     for number, amount in enumerate((megabytes, 4 * megabytes)):

@@ -42,7 +42,7 @@ def test_speed_is_told_from_the_start_and_the_law_is_checked_by_two_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "Annotator", lambda model, target: annotate)
+    monkeypatch.setattr(benchmark, "Annotator", lambda model, target, size: annotate)
     monkeypatch.setattr(benchmark, "find_missing", lambda engine: "not there" if engine == "spark" else "")
     corpus(SAMPLE, SAMPLE, Path("metrics/tiny"), words=20_000, repetitions=2, stream=0.02)
     record = read_json(Path("metrics/tiny/corpora.json"))
@@ -69,7 +69,9 @@ def test_too_little_text_tells_no_speed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "Annotator", lambda model, target: lambda engine, workers, texts: Usage(START, 7.0))
+    monkeypatch.setattr(
+        benchmark, "Annotator", lambda model, target, size: lambda engine, workers, texts: Usage(START, 7.0)
+    )
     monkeypatch.setattr(benchmark, "find_missing", lambda engine: "")
     corpus(SAMPLE, SAMPLE, Path("metrics/tiny"), words=5000, stream=0.01)
     record = read_json(Path("metrics/tiny/corpora.json"))
@@ -148,7 +150,7 @@ def test_memory_is_that_of_all_processes_and_what_fails_is_told(monkeypatch: pyt
 @pytest.mark.slow
 def test_the_contenders_annotate(ruled: Path, tmp_path: Path) -> None:
     texts = write_corpus(tmp_path / "texts", benchmark.make_texts(SAMPLE), 130, lambda text: 1)
-    contender = benchmark.Annotator(ruled / "packages/ruled/assembled", tmp_path / "out")
+    contender = benchmark.Annotator(ruled / "packages/ruled/assembled", tmp_path / "out", 64)
     for engine, workers in (("", 2), ("local", 2)):
         usage = contender(engine, workers, texts.folder)
         assert usage.seconds > 0 and usage.peak_mb > 0
