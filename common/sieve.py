@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -76,6 +77,16 @@ def has_invented(text: str, spans: Sequence[Span], ordinary: set[str]) -> bool:
     return False
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text may be a whole sentence: it was not cut off, and all of its characters could be read.
+
+    text (str): The text, which is not empty.
+    """
+    last = text[-1]
+    cut = last.isalnum() or last in ":,;" or unicodedata.category(last) in ("Pd", "Ps", "Sc", "Sm")  # as - ( $ |
+    return not cut and not re.search(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]", text)
+
+
 def grams(text: str) -> set[int]:
     """The runs of GRAM words in a text, as numbers of this process; a shorter text of at least four words is one run.
 
@@ -134,7 +145,8 @@ class Sieve:
         if isinstance(spans, str):
             return spans
         aligned = align(self.nlp, named.text, spans)
-        if aligned.cut or aligned.overlapping or named.text[-1].isalnum() or named.text[-1] in ":,;-":
+        worded = any(any(map(str.isalpha, token.text)) for token in aligned.doc if not token.ent_type_)
+        if aligned.cut or aligned.overlapping or not worded or not is_whole(named.text):
             return "format"
         if has_invented(named.text, spans, self.ordinary):
             return "invented"

@@ -22,7 +22,7 @@ from spacy.training import Example
 from wasabi import msg
 
 from bert_ner.corpus import collect_names, rename
-from common.chat import Chat, ChatError, UnusableError, find_chat
+from common.chat import ENDPOINT, ENDPOINT_MODEL, Chat, ChatError, UnusableError, find_chat
 from common.errors import StepError
 from common.llama import find_model, serve_model
 from common.prompts import Method, Prompt, Settings, write_prompt
@@ -59,12 +59,14 @@ class Made(NamedTuple):
         one of REASONS, or nothing, or "marked".
     usage (dict[str, float]): `requests`, `prompt_tokens`, `answer_tokens`, `minutes` of waiting, and `money`.
     stopped (str): Which limit ended it, or what the endpoint said in the end; nothing if all was made.
+    remedy (str): What to do about it.
     """
 
     docs: list[Doc]
     verdicts: list[dict[str, Any]]
     usage: dict[str, float]
-    stopped: str
+    stopped: str = ""
+    remedy: str = ""
 
 
 def recombine(sieve: Sieve, train: Sequence[Doc], sentences: int, seed: int) -> Made:
@@ -96,10 +98,13 @@ def recombine(sieve: Sieve, train: Sequence[Doc], sentences: int, seed: int) -> 
             verdict = sieve.sift_doc(example.reference, name)
             verdicts.append({"id": name, "text": example.reference.text, "verdict": verdict})
             if len(sieve.kept) >= sentences:
-                return Made(sieve.kept, verdicts, {}, "")
+                return Made(sieve.kept, verdicts, {})
     finally:
         random.setstate(state)
-    return Made(sieve.kept, verdicts, {}, "train has no more sentences that differ enough")
+    remedy = "Take another method" + (
+        f", or ask for no more: --vars.sentences {len(sieve.kept)}." if sieve.kept else "."
+    )
+    return Made(sieve.kept, verdicts, {}, "train has no more sentences that differ enough.", remedy)
 
 
 def generate(sieve: Sieve, chat: Chat, logs: Path, sentences: int, seed: int) -> Made:
@@ -126,7 +131,11 @@ def generate(sieve: Sieve, chat: Chat, logs: Path, sentences: int, seed: int) ->
     entries = read_log(log)
     answers = {entry["request"]: entry for entry in entries if not entry["problem"]}
     verdicts: list[dict[str, Any]] = []
-    stopped, unusable, vain = "", 0, 0
+    advice = (
+        f"read the answers in {log}; then name a larger model in {ENDPOINT}, change the parameters or the filters, or "
+        "take --vars.method recombine, which asks no model."
+    )
+    stopped, remedy, unusable, vain = "", "", 0, 0
     logs.mkdir(parents=True, exist_ok=True)
     with (
         log.open("a", encoding="utf8") as file,
@@ -140,6 +149,9 @@ def generate(sieve: Sieve, chat: Chat, logs: Path, sentences: int, seed: int) ->
                 break
             if missing := [number for number in numbers if number not in answers]:
                 if stopped := find_limit(settings, measure_usage(entries, settings)):
+                    remedy = "The same command goes on, once the limit is higher."
+                    if vain and not sieve.kept:
+                        remedy += f" But first {advice}"
                     break
                 asked = [pool.submit(_ask, chat, settings, prompts[number], number, seed) for number in missing]
                 try:
@@ -168,14 +180,16 @@ def generate(sieve: Sieve, chat: Chat, logs: Path, sentences: int, seed: int) ->
             for failure in failures:
                 if not isinstance(failure, ChatError):
                     raise failure
-                stopped = failure.problem
+                stopped, remedy = failure.problem, failure.remedy
             if unusable >= UNUSABLE:
                 stopped = f"The last {unusable} answers of {chat.host} were unusable."
+                remedy = f"Name another model in {ENDPOINT} and {ENDPOINT_MODEL}, or run the same command again."
             elif vain >= IN_VAIN:
                 stopped = f"Of the last {vain} answers of {chat.host} nothing was kept."
+                remedy = f"The same command would not ask again: {advice}"
             if stopped:
                 break
-    return Made(sieve.kept, verdicts, measure_usage(entries, settings), stopped)
+    return Made(sieve.kept, verdicts, measure_usage(entries, settings), stopped, remedy)
 
 
 def _ask(chat: Chat, settings: Settings, prompt: Prompt, number: int, seed: int) -> dict[str, Any]:

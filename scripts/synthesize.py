@@ -63,7 +63,7 @@ def synthesize(
             inputs |= {"writer": chat.name, "settings": digest(chosen.prompting())}
             found = generate(sieve, chat, corpus / SYNTHETIC, sentences, seed)
     if not found.docs:
-        raise StepError(f"No text was kept. {found.stopped}", describe_reasons(found))
+        raise StepError(f"No text was kept. {found.stopped}", f"{describe_reasons(found)} {found.remedy}")
     record = summarize(found, [one.text for one in seeds.sentences], inputs, chosen)
     with staged(corpus, f"{SYNTHETIC}.jsonl", f"{SYNTHETIC}.json", f"{SYNTHETIC}.spacy") as folder:
         srsly.write_jsonl(folder / f"{SYNTHETIC}.jsonl", found.verdicts)
@@ -78,11 +78,8 @@ def synthesize(
         if reached < share - 0.01:
             msg.warn(f"There are too few texts for a share of {share:.1%}: make more with --vars.sentences")
     if found.stopped:
-        remedy = "The same command goes on, once the reason is gone or the limit is higher."
-        if method == Method.recombine:
-            remedy = f"Ask for no more, --vars.sentences {len(found.docs)}, or take another method."
         problem = f"Only {len(found.docs)} of {sentences} texts were made. {found.stopped}"
-        raise StepError(problem, f"They are kept. {remedy}")
+        raise StepError(problem, f"They are kept. {found.remedy}")
 
 
 def summarize(found: Made, real: list[str], inputs: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -121,9 +118,8 @@ def summarize(found: Made, real: list[str], inputs: dict[str, Any], settings: Se
 def describe_reasons(found: Made) -> str:
     """Say how many texts were not kept, by reason."""
     counts = Counter(verdict["verdict"] for verdict in found.verdicts)
-    return (
-        "; ".join(f"{counts[name]} times: {why}" for name, why in REASONS.items() if counts[name]) or "None was tried."
-    )
+    tried = "; ".join(f"{counts[name]} times: {why}" for name, why in REASONS.items() if counts[name])
+    return f"{tried or 'None was tried'}."
 
 
 def show(record: dict[str, Any]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+Respond = Callable[[dict[str, Any], int], Any]
 
 
 def as_answer(text: object, **more: object) -> bytes:
@@ -30,7 +32,7 @@ class Endpoint(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.requests: list[tuple[str, str | None, dict[str, Any]]] = []
         self.status, self.body = 200, b""
-        self.respond: Callable[[dict[str, Any], int], Any] | None = None
+        self.respond: Respond | None = None
         self.closed = threading.Event()
         self.lock = threading.Lock()
 
@@ -71,3 +73,45 @@ def serving() -> Iterator[Endpoint]:
         server.closed.set()
         server.shutdown()
         server.server_close()
+
+
+def create_babbler(texts: Iterable[str]) -> Respond:
+    """A GPT-2 with random weights, for `Endpoint.respond`: a language model that was never trained.
+
+    It takes the parameters of a request as llama.cpp's server does, and gives the same answer to the same request.
+
+    texts (Iterable[str]): What its tokens are made from, so that it writes words of them, beside any bytes.
+    RETURNS (Respond): Answers a request.
+    """
+    import torch
+    from tokenizers import ByteLevelBPETokenizer  # type: ignore[import-untyped,unused-ignore]
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    end, lock = "<|endoftext|>", threading.Lock()
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=1000, min_frequency=1, special_tokens=[end], show_progress=False)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.token_to_id(end))
+    size = {"vocab_size": tokenizer.get_vocab_size(), "n_positions": 1024, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(**size, **ends)).eval()
+
+    def respond(body: dict[str, Any], number: int) -> tuple[int, bytes]:
+        prompt = torch.tensor([tokenizer.encode("\n".join(each["content"] for each in body["messages"])).ids])
+        with lock, torch.random.fork_rng(devices=[]):  # the generator of random numbers is that of all threads
+            torch.manual_seed(body["seed"])
+            written = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=True,
+                temperature=body["temperature"],
+                top_p=body["top_p"],
+                top_k=body["top_k"],
+                min_p=body["min_p"],
+                repetition_penalty=float(body["repeat_penalty"]),
+                max_new_tokens=body["max_tokens"],
+            )[0, prompt.shape[1] :]
+        usage = {"prompt_tokens": prompt.shape[1], "completion_tokens": len(written)}
+        return 200, as_answer(tokenizer.decode(written.tolist()), usage=usage)
+
+    return respond

@@ -282,6 +282,11 @@ PAIR = (("Okafor", "PER"), ("Turku", "LOC"))
         (GOOD.rstrip("."), PAIR, "format"),
         (GOOD.replace("Turku", "Tur\u00adku"), PAIR, "lost"),
         ("Here is a sentence about Okafor and Turku:", PAIR, "format"),
+        (GOOD.replace("Turku.", "Turku, which \u2014"), PAIR, "format"),
+        (GOOD.replace("Turku.", "Turku, which ("), PAIR, "format"),
+        (GOOD.replace("judge", "jud\ufffdge"), PAIR, "format"),
+        (GOOD.replace("judge", "jud\x04ge"), PAIR, "format"),
+        ("Okafor ) 3 , % 4 Turku !", PAIR, "format"),
         ("I'm sorry, but I cannot write about persons.", PAIR, "lost"),
         (GOOD.replace(".", " and Okafor."), PAIR, "repeated"),
         (GOOD.replace("the snow", "Rex"), PAIR, "invented"),
@@ -464,7 +469,7 @@ def test_nonsense_is_counted_and_endless_nonsense_ends(
     assert len(found.docs) >= 5 and "unusable" in {verdict["verdict"] for verdict in found.verdicts}
     endpoint.respond = lambda *_: ""
     found = make(endpoint, create_sieve(), tmp_path / "all")
-    assert not found.docs and "answers of http://127.0.0.1" in found.stopped
+    assert not found.docs and "answers of http://127.0.0.1" in found.stopped and "run the same" in found.remedy
     assert {verdict["verdict"] for verdict in found.verdicts} == {"unusable"}
     endpoint.respond = write_story
     again = make(endpoint, create_sieve(), tmp_path / "all")
@@ -478,6 +483,8 @@ def test_a_model_that_repeats_itself_is_not_asked_for_ever(
     endpoint.respond = lambda *_: "The same as ever."
     found = make(endpoint, create_sieve(), tmp_path)
     assert "nothing was kept" in found.stopped and len(endpoint.requests) == 10
+    assert make(endpoint, create_sieve(), tmp_path) == found and len(endpoint.requests) == 10
+    assert "would not ask again" in found.remedy, "and so what is said to be done is something else"
 
 
 def test_an_order_in_a_text_changes_nothing(endpoint: Endpoint, train: list[Doc], tmp_path: Path) -> None:

@@ -1,25 +1,30 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import srsly
 import yaml
 from spacy.tokens import DocBin
 
 from common import chat as client
+from common import synthesis
 from common.corpora import read_docs
 from common.errors import StepError
-from common.prompts import Method, read_settings
+from common.prompts import Method, Seeds, read_settings
 from common.records import read_json, write_json
+from common.sieve import split_answer
 from common.training import prepare
 from scripts.synthesize import synthesize
 from tests.common.test_synthesis import FILE, HELD_OUT, SETTINGS, TRAIN, create_docs, write_splits, write_story
 from tests.conftest import ROOT, Project, guard, words
-from tests.endpoint import Endpoint, serving
+from tests.endpoint import Endpoint, Respond, create_babbler, serving
 
+BRIEF = {"parameters": SETTINGS.parameters | {"max_tokens": 12}}
 REQUIREMENTS = ROOT / "requirements-smollm2.txt"
 
 
@@ -48,6 +53,12 @@ def run(corpus: Path, **options: Any) -> dict[str, Any]:
 
 def everything(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def read_log(corpus: Path, method: Method = Method.around_names) -> list[dict[str, Any]]:
+    """What was asked and answered, in the order of requests."""
+    (log,) = corpus.glob(f"synthetic/{method}-*.jsonl")
+    return sorted(srsly.read_jsonl(log), key=lambda entry: entry["request"])
 
 
 def test_texts_are_written_with_their_provenance(
@@ -121,10 +132,11 @@ def test_what_was_made_before_a_failure_is_there(corpus: Path, endpoint: Endpoin
     with pytest.raises(StepError, match=r"of 50 texts were made. .*HTTP 500") as error:
         run(corpus, sentences=50)
     made = len(read_docs(corpus / "synthetic.spacy"))
-    assert made and "goes on" in error.value.remedy
+    assert made and "run the same command again" in error.value.remedy
     endpoint.respond = write_story
-    with pytest.raises(StepError, match="limit of 20 for requests"):
+    with pytest.raises(StepError, match="limit of 20 for requests") as error:
         run(corpus, sentences=50, settings={"requests": 20})
+    assert "goes on, once the limit is higher" in error.value.remedy
     assert len(read_docs(corpus / "synthetic.spacy")) > made and len(endpoint.requests) <= 6 + 2 + 16
 
 
@@ -133,6 +145,57 @@ def test_if_nothing_is_kept_the_reasons_are_said(corpus: Path, endpoint: Endpoin
     with pytest.raises(StepError, match="limit of 4") as error:
         run(corpus, settings={"requests": 4})
     assert "4 times: a name is missing" in error.value.remedy and not (corpus / "synthetic.spacy").exists()
+
+
+def test_a_key_that_is_refused_is_named(corpus: Path, endpoint: Endpoint) -> None:
+    endpoint.respond = lambda *_: (401, b"")
+    with pytest.raises(StepError, match=r"No text was kept\. .*HTTP 401") as error:
+        run(corpus)
+    assert "BERT_NER_LLM_KEY" in error.value.remedy
+
+
+@pytest.fixture(scope="module")
+def babbler() -> Respond:
+    return create_babbler([sentence.text for sentence in Seeds(create_docs(TRAIN)).sentences])
+
+
+@pytest.mark.parametrize("method", [method for method in Method if method != Method.recombine])
+def test_of_a_model_that_was_never_trained_nothing_is_kept(
+    corpus: Path, endpoint: Endpoint, babbler: Respond, method: Method
+) -> None:
+    endpoint.respond = babbler
+    with pytest.raises(StepError, match=r"No text was kept\. The limit of 6 for requests") as error:
+        run(corpus, method=method, settings={"requests": 6} | BRIEF)
+    entries = read_log(corpus, method)
+    asked = [(body["messages"][-1]["content"], body["seed"]) for _, _, body in endpoint.requests]
+    assert sorted((entry["prompt"], entry["parameters"]["seed"]) for entry in entries) == sorted(asked)
+    assert len(asked) == 6 and len({entry["answer"] for entry in entries}) > 1, "it does write"
+    assert all(entry["prompt_tokens"] and 0 < entry["answer_tokens"] <= 12 for entry in entries if entry["answer"])
+    texts = sum(len(split_answer(entry["answer"])) or 1 for entry in entries)
+    assert sum(map(int, re.findall(r"(\d+) times: ", error.value.remedy))) == texts, "each has its reason"
+    assert "once the limit is higher" in error.value.remedy and "larger model" in error.value.remedy
+    assert not list(corpus.glob("synthetic.*"))
+
+
+def test_of_a_model_that_loses_the_thread_what_came_before_is_kept(
+    corpus: Path, endpoint: Endpoint, babbler: Respond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four good sentences, and the rest by a model that was never trained; and all of it again, to the same texts."""
+    monkeypatch.setattr(synthesis, "IN_VAIN", 4)
+    endpoint.respond = lambda body, number: (write_story if body["seed"] < 4 else babbler)(body, number)
+    texts = []
+    for folder in (write_splits(corpus.parent / "other", HELD_OUT), corpus):
+        with pytest.raises(StepError, match=r"Only \d of 50 texts .* Of the last \d answers .* nothing") as error:
+            run(folder, sentences=50, settings=BRIEF)
+        assert "larger model" in error.value.remedy and f"{folder.name}/synthetic/around-names-" in error.value.remedy
+        texts.append((folder / "synthetic.jsonl").read_bytes())
+    assert texts[0] == texts[1]
+    docs, entries = read_docs(corpus / "synthetic.spacy"), read_log(corpus)
+    assert docs and {doc.text for doc in docs} <= {entry["answer"] for entry in entries[:4]}
+    record = read_json(corpus / "synthetic.json")
+    assert texts[0].count(b"\n") == record["tried"] == len(docs) + sum(record["reasons"].values())
+    assert len(entries) <= 4 + 4 + 2 and record["usage"]["requests"] == len(entries) == len(endpoint.requests) / 2
+    assert record["usage"]["answer_tokens"] == sum(entry["answer_tokens"] for entry in entries) > 0
 
 
 @pytest.mark.slow
