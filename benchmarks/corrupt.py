@@ -101,7 +101,7 @@ def corrupt(
     header, rows = tabulate_corruption(record)
     msg.table(rows, header=header, divider=True)
     msg.good(f"Wrote {metrics / 'corrupt.json'}, and the first {len(listed)} findings in dev beside it")
-    msg.info(f"The report has them when it is written again: python -m scripts.report scripts/report.html {metrics}")
+    msg.info(f"The report has them when it is written again: make report RUN={metrics.name}")
 
 
 def spoil(docs: Sequence[Doc], share: float, random: np.random.Generator) -> list[Corruption]:

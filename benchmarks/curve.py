@@ -179,7 +179,7 @@ def curve(
     msg.text(describe_threshold(record))
     msg.text(describe_forecast(record))
     msg.good(f"Wrote {path} and curve.svg")
-    msg.info(f"The report has them when it is written again: python -m scripts.report scripts/report.html {metrics}")
+    msg.info(f"The report has them when it is written again: make report RUN={metrics.name}")
 
 
 def choose_sizes(sizes: str, total: int) -> list[int]:

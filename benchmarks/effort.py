@@ -150,7 +150,7 @@ def effort(
     msg.table(rows, header=header, divider=True)
     msg.text(describe_effort(record))
     msg.good(f"Wrote {path} and effort.svg")
-    msg.info(f"The report has them when it is written again: python -m scripts.report scripts/report.html {metrics}")
+    msg.info(f"The report has them when it is written again: make report RUN={metrics.name}")
 
 
 def choose_next(

@@ -104,6 +104,9 @@ def read_metrics(folder: Path, present: Present, processor: str = "") -> Run:
 def find_stale(records: dict[str, dict[str, Any]], present: Present) -> set[str]:
     """Find out which metrics were measured with other code than the present one. What does not say so counts too.
 
+    spaCy writes test.json, without inputs. The step that calls it writes evaluation.json too, whose inputs stand for
+    both as long as both have the same F1.
+
     records (dict[str, dict[str, Any]]): Metrics of a run by the name of the file, evaluation among them.
     present (Present): The code of today.
     RETURNS (set[str]): Names of files.
@@ -119,7 +122,6 @@ def find_stale(records: dict[str, dict[str, Any]], present: Present) -> set[str]
         return inputs.get("code") in present.steps.get(name, ()) and bool(of_today) and all(of_today)
 
     stale = {name for name in records if name != "test" and not is_fresh(name)}
-    # spaCy writes test.json in the same step, without inputs
     if "evaluation" in stale or _f1(records["test"]) != _f1(records["evaluation"]["test"]["predicted_sentences"]):
         stale.add("test")
     return stale

@@ -19,12 +19,12 @@ def experiments(
     training: Annotated[Path, typer.Argument(help="Folder with a folder for each run", exists=True, file_okay=False)],
     runs: Annotated[Path, typer.Argument(help="Folder with the runs' files", exists=True, file_okay=False)],
     metrics: Annotated[Path, typer.Argument(help="Folder with the metrics of each run", exists=True, file_okay=False)],
-    only: Annotated[str, typer.Option(help="One run")] = "",
+    run: Annotated[str, typer.Option(help="That run alone")] = "",
 ) -> None:
     """Compare all finished models by F1 on dev, show the files of their runs, and the trials of searches."""
-    models = [model for model in find_models(training) if only in ("", model["run"])]
+    models = [model for model in find_models(training) if run in ("", model["run"])]
     if not models:
-        raise StepError(f"{training} has no finished model{f' of {only}' * bool(only)}.", "Run train first.")
+        raise StepError(f"{training} has no finished model{f' of {run}' * bool(run)}.", "Run train first.")
     models.sort(key=lambda model: -(model["dev"].get("ents_f") or 0))
     rows = [
         (
@@ -41,7 +41,7 @@ def experiments(
     msg.table(rows, header=header, divider=True, max_col=200, aligns=(*"ll", *"rrrrr", *"ll"))
     files = [(name, read_settings(runs / f"{name}.yml")) for name in dict.fromkeys(model["run"] for model in models)]
     msg.table(files, header=("run", "what its file sets"), divider=True, max_col=200)
-    for path in sorted(metrics.glob(f"{only or '*'}/search.json")):
+    for path in sorted(metrics.glob(f"{run or '*'}/search.json")):
         search = read_json(path)
         columns, trials = tabulate_trials(search)
         msg.divider(f"Search of {path.parent.name}")

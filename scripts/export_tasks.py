@@ -24,7 +24,7 @@ def export_tasks(
     tool: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}")],
     documents: Annotated[Literal["all", "open"], typer.Option(help="open: those that nobody has finished")] = "all",
     annotator: Annotated[str, typer.Option(help="Only what this annotator has said of the documents")] = "",
-    labels: Annotated[str, typer.Option(help="Labels to choose from beside those that occur, by commas")] = "",
+    tool_labels: Annotated[str, typer.Option(help="Labels to choose from beside those that occur, by commas")] = "",
     offsets: Annotated[
         Literal["", "code-points", "utf-16"], typer.Option(help="What offsets count, where the tool does not fix it")
     ] = "",
@@ -42,7 +42,7 @@ def export_tasks(
         raise StepError(
             f"{folder / STORE} has no such document.", "Take all: --vars.documents all; or gather more texts."
         )
-    options = Options(labels=split_labels(labels), offsets=offsets, scheme=scheme)
+    options = Options(labels=split_labels(tool_labels), offsets=offsets, scheme=scheme)
     with staged(target) as new:
         findings = [*find_losses(format, tasks), *format.write(new, tasks, options)]
     for message, names in group(findings).items():

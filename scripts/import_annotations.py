@@ -44,7 +44,7 @@ def import_annotations(
     files: Annotated[list[Path], typer.Argument(help="What the tool has exported", exists=True)],
     tool: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}")],
     annotator: Annotated[str, typer.Option(help="Who annotated, if the files do not say so or say it otherwise")] = "",
-    labels: Annotated[str, typer.Option(help="Labels that are known beside those of the store, by commas")] = "",
+    tool_labels: Annotated[str, typer.Option(help="Labels that are known beside those of the store, by commas")] = "",
     offsets: Annotated[
         Literal["", "code-points", "utf-16"], typer.Option(help="What offsets count, where the tool does not fix it")
     ] = "",
@@ -67,7 +67,7 @@ def import_annotations(
     findings += unsaved
     write_json(folder / FINDINGS, {"findings": [finding._asdict() for finding in findings]})
     report(entries, findings)
-    expected = {label.strip() for label in labels.split(",")} | set(count_labels(known.values()))
+    expected = {label.strip() for label in tool_labels.split(",")} | set(count_labels(known.values()))
     unknown = {label: n for label, n in count_labels(entry.task for entry in entries).items() if label not in expected}
     if unknown:
         msg.warn(f"Labels that were not known: {', '.join(f'{label} ({n})' for label, n in sorted(unknown.items()))}")

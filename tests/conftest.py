@@ -299,7 +299,8 @@ PROJECT = yaml.safe_load((ROOT / "project.yml").read_text("utf8"))
 STEPS = [
     name
     for name in PROJECT["workflows"]["all"]
-    if any(command.get("outputs") for command in PROJECT["commands"] if command["name"] == name)
+    for command in PROJECT["commands"]
+    if command["name"] == name and command.get("outputs") and not command.get("no_skip")
 ]
 
 

@@ -236,7 +236,7 @@ def test_what_is_done_in_label_studio_itself_comes_back(label_studio: str, brows
         [Document(id="ship", text=SHIP), Document(id="rain", text="Rain fell."), Document(id="new", text="Snow fell.")]
     )
     store.suggest("en_demo-1.0.0", {"ship": [mira, steel, tuesday, turku]})
-    export_tasks(tmp_path, "label-studio", labels="ORG")
+    export_tasks(tmp_path, "label-studio", tool_labels="ORG")
     project = make_project(label_studio, tmp_path / "label-studio")
 
     page = browser.new_page()
@@ -275,7 +275,7 @@ def test_label_studio_itself_asks_the_service(
     """Its suggestions are shown, and come back as such."""
     store = Store(tmp_path / STORE)
     store.add_documents([Document(id="ship", text=SHIP)])
-    export_tasks(tmp_path, "label-studio", labels="ORG,LOC,PER")
+    export_tasks(tmp_path, "label-studio", tool_labels="ORG,LOC,PER")
     project = make_project(label_studio, tmp_path / "label-studio")
     with running(create_app(annotator, "sesame")) as (address, _):
         backend = {

@@ -42,13 +42,13 @@ def test_models_come_best_first_with_what_differs(tmp_path: Path, capsys: pytest
         experiments(tmp_path, runs, metrics)
         shown = words(capsys.readouterr().out)
         assert "one.yml is not valid YAML" in shown and "75.0" in shown
-    experiments(tmp_path, runs, metrics, only="one")
+    experiments(tmp_path, runs, metrics, run="one")
     shown = capsys.readouterr().out
     assert "75.0" not in shown and "Search of one" in shown
-    experiments(tmp_path, runs, metrics, only="two")
+    experiments(tmp_path, runs, metrics, run="two")
     assert "Search of one" not in capsys.readouterr().out
     with pytest.raises(StepError, match="no finished model of three"):
-        experiments(tmp_path, runs, metrics, only="three")
+        experiments(tmp_path, runs, metrics, run="three")
 
 
 def test_checksums_are_shortened() -> None:

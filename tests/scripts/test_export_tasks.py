@@ -54,7 +54,7 @@ def test_nobody_s_work_in_an_exported_file_is_written_over(folder: Path) -> None
 
 
 def test_what_the_tool_cannot_hold_is_said_with_the_documents(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export_tasks(folder, "prodigy", labels="METHOD, DISEASE")
+    export_tasks(folder, "prodigy", tool_labels="METHOD, DISEASE")
     output = words(capsys.readouterr().out)
     for message in ("flags and comments", "suggestions", "drafts"):
         assert f"prodigy cannot hold {message}." in output

@@ -201,7 +201,7 @@ def test_labels_that_were_not_known_are_counted(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "out.jsonl", row("d1", TEXTS["d1"], (0, 4, "PERSON"), (5, 10, "ACT"), (5, 10, "PER")))
-    import_annotations(folder, [path], "prodigy", labels="ACT, METHOD")
+    import_annotations(folder, [path], "prodigy", tool_labels="ACT, METHOD")
     assert "Labels that were not known: PERSON (1)" in words(capsys.readouterr().out)
 
 

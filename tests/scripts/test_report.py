@@ -128,6 +128,16 @@ def test_a_curve_is_shown_if_it_is_of_this_corpus(metrics: Path, capsys: pytest.
     assert "of another corpus" in words(capsys.readouterr().out)
 
 
+def test_the_command_shows_what_was_measured_since(changeable: Project) -> None:
+    """Though all that the report needs is as it was."""
+    row = {"before": 0.9, "after": 0.8, "change": -0.1, "interval": [-0.2, -0.05], "entities": 3}
+    record = {"inputs": {}, "dev": {}, "test": {"PER": row}}
+    write_json(changeable.folder / "metrics/tiny/comparison.json", record)
+    done = changeable.run("report")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "F1 before" in (changeable.folder / "metrics/tiny/report.html").read_text("utf8")
+
+
 def test_few_documents_are_scored_by_folds_instead_of_dev(metrics: Path, tmp_path: Path) -> None:
     def show(**audited: object) -> str:
         write_json(tmp_path / "label-errors.json", {"folds": 5, "f1": 0.654, "interval": [0.5, 0.75]} | audited)
@@ -146,7 +156,8 @@ def test_few_documents_are_scored_by_folds_instead_of_dev(metrics: Path, tmp_pat
         "5 folds take the place of dev: of all 40 documents" in text
         and "F1 is 65.4 (95% interval 50.0 to 75.0)" in text
     )
-    assert "make audit RUN=tiny VARS='--vars.folds 5'" in show(documents=30), "of another corpus"
+    text = show(documents=30)
+    assert "make audit RUN=tiny VARS='--vars.folds 5'" in text and "make report RUN=tiny" in text, "of another corpus"
 
 
 def test_what_annotating_costs_and_what_audit_finds_are_shown(metrics: Path) -> None:
