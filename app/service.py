@@ -464,9 +464,14 @@ class _ImpatientProtocol(H11Protocol):
     It looks every PATIENCE seconds, and so closes a connection between one and two times PATIENCE after it stood still.
     It tells the application when the server is stopped, which uvicorn does only after the last request has ended, and
     when a client leaves that waits for an answer.
-    `app_state`, `cycle`, `conn`, `loop`, `scope` and `transport` are undocumented attributes of uvicorn 0.54's
-    H11Protocol.
     """
+
+    # Private parts of other libraries
+    #
+    # uvicorn does not document the class, nor its attributes `app_state`, `cycle`, `conn`, `loop`, `scope` and
+    # `transport`. This was checked with uvicorn 0.54.0 and h11 0.16.0. Where the class is gone, the import above fails
+    # and names it. Where an attribute is gone, what uses it raises an AttributeError that names it, and the tests of
+    # slow clients and of stopping fail.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -29,6 +29,8 @@ from transformers.modeling_outputs import BaseModelOutput
 # This was checked with spacy 3.8.18, spacy-transformers 1.4.0, transformers 4.53.2, thinc 8.3.14 and torch 2.13.0.
 # - `maybe_flush_pytorch_cache` and `set_pytorch_transformer` of spacy-transformers have public names, but no
 #   documentation. Where one of them is gone, the import above fails and names it.
+# - `layers[0].shims[0].model_cls` of spacy-transformers' TransformerModel has no documentation. Without it, a pipeline
+#   draws random weights before it loads its own, more slowly.
 
 
 @registry.architectures("bert_ner.TransformerModel.v4")  # type: ignore[untyped-decorator,unused-ignore]

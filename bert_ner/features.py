@@ -94,6 +94,7 @@ def _initialize_inner(model: Model[Any, Any], X: Any = None, Y: Any = None) -> N
 
 
 def _use_threads(model: Model[Any, Any]) -> None:
+    # thinc's `use_ops` only knows operations by their name in its registry, where these would be an option for all.
     if isinstance(model.ops, NumpyOps):
         ops = _ThreadedOps()
         for node in model.walk():

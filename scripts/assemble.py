@@ -26,6 +26,11 @@ def assemble(
     with staged(packages / "assembled") as folder:
         path = folder / "assemble.cfg"
         extend(Config().from_disk(config, interpolate=False), model).to_disk(path)
+        # Private parts of other libraries
+        #
+        # spaCy documents the command alone, not the function of it, which takes further options from a context of
+        # typer. There are none here. This was checked with spaCy 3.8.18 and typer 0.29.2. Where the function is gone,
+        # the import above fails and names it; with other parameters, this step fails before anything is replaced.
         command = typer.Typer()
         command.command()(assemble_cli)
         assemble_cli(typer.Context(typer.main.get_command(command)), path, folder, None, False)

@@ -27,8 +27,13 @@ def debug(
             raise StepError(f"{path} holds no document.", "Run convert again.")
     if not any(doc.ents for doc in docs["train"]):
         raise StepError(f"{paths['train']} marks no entity: nothing can be learnt.", "Annotate some: B-TYPE.")
+    # Private parts of other libraries
+    #
+    # Below so many documents of train, spaCy's debug data exits with an error. spaCy documents the command alone, not
+    # this constant nor the function. It was checked with spaCy 3.8.18. Where the constant is gone, a small corpus stops
+    # here; where the function is gone, an AttributeError names it.
     spacys: Any = import_module("spacy.cli.debug_data")  # spacy.cli has a function of this name
-    spacys.BLANK_MODEL_MIN_THRESHOLD = 0  # documents of train, below which it would exit with an error
+    spacys.BLANK_MODEL_MIN_THRESHOLD = 0
     overrides = {f"paths.{split}": str(path) for split, path in paths.items()} | {"paths.encoder": str(encoder)}
     try:
         with without_pooler_warning():

@@ -1,4 +1,4 @@
-"""What people who use spaCy do with a pipeline of this project: those rows of docs/spacy.md that no other test has."""
+"""What people who use spaCy do with an installed wheel: those rows of docs/spacy.md that no other test has."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import copy
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import spacy
+from catalogue import REGISTRY  # type: ignore[import-untyped,unused-ignore]
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 from spacy.util import load_model_from_config
 
-import bert_ner  # noqa: F401 (registers what the pipeline names)
-from tests.conftest import ROOT, Project, new_python, python, words
+import bert_ner  # noqa: F401 (registers its functions for all tests, before those of the wheel take their place)
+from tests.conftest import ROOT, Project, new_python, once, python, words
 from tests.scripts.test_package import WHEEL
 
 TEXTS = ["Senator Mira Solberg left Turku for Oslo on Monday . She slept .", "Kenya beat Peru twice in Malta ."]
@@ -25,9 +27,35 @@ TEXT = " ".join(TEXTS * 3)
 
 
 @pytest.fixture(scope="module")
-def nlp(project: Project) -> Language:
-    """The pipeline that the wheel of a tiny run has. No test may change it for longer than its own time."""
-    return spacy.load(project.folder / "packages/tiny/assembled")
+def installed(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to which pip has installed the wheel of a tiny run. Python finds nothing else of the project there."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        options = ["--no-deps", "--no-index", "--target", str(folder)]
+        assert python("-m", "pip", "install", *options, str(project.folder / WHEEL), cwd=folder).returncode == 0
+        shutil.copy(project.folder / "corpus/tiny/dev.spacy", folder)
+        lines = [json.dumps({"text": text}) for text in TEXTS * 3]
+        (folder / "texts.jsonl").write_text("\n".join(lines), "utf8")
+
+    return once(tmp_path_factory, "installed", make)
+
+
+@pytest.fixture(scope="module")
+def nlp(installed: Path) -> Iterator[Language]:
+    """The pipeline of the wheel, by its name. No test may change it for longer than its own time.
+
+    The registry has the functions of the wheel instead of the project's for as long, since it keeps one of a name.
+    """
+    others = {key: value for key, value in REGISTRY.items() if not value.__module__.startswith("bert_ner.")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("catalogue.REGISTRY", others)
+        patch.syspath_prepend(str(installed))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "en_bert_ner"]:
+            patch.delitem(sys.modules, name)
+        nlp = spacy.load("en_bert_ner")
+        assert type(nlp.get_pipe("ner")).__module__ == "en_bert_ner.recognizer"
+        yield nlp
 
 
 @pytest.fixture
@@ -171,16 +199,16 @@ def test_a_pipeline_can_be_copied(nlp: Language, copied: Callable[[Language], La
 
 
 @pytest.mark.slow
-def test_a_forked_process_uses_the_pipeline_or_loads_one(project: Project) -> None:
+def test_a_forked_process_uses_the_pipeline_or_loads_one(installed: Path) -> None:
     """After it was used in the parent, whose threads a fork does not copy. What uses them does not return."""
     code = f"""
-import multiprocessing, spacy, torch, bert_ner
+import multiprocessing, spacy, torch
 torch.set_num_threads(2)
-path, text = {str(project.folder / "packages/tiny/assembled")!r}, {TEXT!r} * 100
-nlp = spacy.load(path)
+text = {TEXT!r} * 100
+nlp = spacy.load("en_bert_ner")
 expected = [(ent.start, ent.end, ent.label_) for ent in nlp(text).ents]
 def find(load):
-    doc = (spacy.load(path) if load else nlp)(text)
+    doc = (spacy.load("en_bert_ner") if load else nlp)(text)
     assert expected and [(ent.start, ent.end, ent.label_) for ent in doc.ents] == expected
 for load in (False, True):
     process = multiprocessing.get_context("fork").Process(target=find, args=(load,))
@@ -188,7 +216,7 @@ for load in (False, True):
     process.join()
     assert process.exitcode == 0
 """
-    done = new_python("-c", code, cwd=ROOT)
+    done = new_python("-c", code, cwd=installed)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -238,19 +266,7 @@ def test_one_component_can_hold_all_that_ner_needs(nlp: Language, tmp_path: Path
     assert expected
 
 
-# The commands of spaCy, with the wheel
-
-
-@pytest.fixture(scope="module")
-def installed(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to which pip has installed the wheel. Python finds it there, and nothing of the project."""
-    folder = tmp_path_factory.mktemp("installed")
-    options = ["--no-deps", "--no-index", "--target", str(folder)]
-    assert python("-m", "pip", "install", *options, str(project.folder / WHEEL), cwd=folder).returncode == 0
-    shutil.copy(project.folder / "corpus/tiny/dev.spacy", folder)
-    lines = [json.dumps({"text": text}) for text in TEXTS * 3]
-    (folder / "texts.jsonl").write_text("\n".join(lines), "utf8")
-    return folder
+# The commands of spaCy
 
 
 def command(folder: Path, *arguments: str) -> str:

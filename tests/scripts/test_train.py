@@ -30,7 +30,7 @@ from common.training import without_pooler_warning
 from scripts import train as step
 from scripts.convert import convert
 from scripts.train import find_whole, move_into_place, train
-from tests.conftest import ROOT, guard, python, words, write_corpus
+from tests.conftest import ROOT, guard, python, save_tiny_encoder, words, write_corpus
 
 CONFIG = ROOT / "configs" / "bert.cfg"
 
@@ -56,6 +56,28 @@ def test_two_trainings_give_the_same_weights_and_the_seed_changes_them(
     one, two, three = (weights(tmp_path / name / "model-best") for name in ("one", "two", "three"))
     assert one == two and len(one) > 10
     assert all(one[name] != three[name] for name in ("tok2vec", "senter", "ner"))
+
+
+@pytest.mark.slow
+def test_batches_in_parts_teach_the_same(tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is drawn: neither dropout, nor what the batcher replaces."""
+    monkeypatch.setenv("BERT_NER_DTYPE", "float32")
+    parts = mock.Mock(side_effect=Language.update)
+    monkeypatch.setattr(Language, "update", lambda *given, **options: parts(*given, **options))
+    encoder = save_tiny_encoder(tmp_path / "encoder")
+    description = read_json(encoder / "config.json")
+    write_json(encoder / "config.json", description | {"hidden_dropout_prob": 0})
+    names = ("dropout", "batcher.replace_names", "batcher.lowercase", "batcher.uppercase")
+    drawn = [f"training.{name}=0" for name in names]
+    numbers, losses = [], []
+    for number in (1, 2):
+        overrides = ",".join([*drawn, f"training.accumulate_gradient={number}"])
+        train(CONFIG, tmp_path / str(number), tiny_corpus, encoder, epochs="3", overrides=overrides)
+        rows = list(srsly.read_jsonl(tmp_path / str(number) / "model-best/curves.jsonl"))
+        losses.append([value for row in rows for value in (*row["losses"].values(), row["dev"]["loss"])])
+        numbers.append(parts.call_count)
+    assert numbers == [4, 4 + 8], "a batch has two documents"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and len(losses[0]) > 20
 
 
 def test_a_finished_model_is_kept_and_found_again(
