@@ -13,7 +13,7 @@ WORKERS ?= 1
 # A process for each core, and some GB of memory for each
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: quickstart all distill continue $(STEPS) synthesize synthetic experiments document clean app serve bench bench-full ablation curve forecast continuing test test-slow test-live check
+.PHONY: quickstart all distill continue $(STEPS) synthesize synthetic experiments document clean app serve bench bench-full ablation curve forecast continuing test test-slow test-live test-engines check
 
 quickstart: .venv/installed
 	$(STEP) all quickstart
@@ -65,6 +65,10 @@ test-slow: .venv/installed-dev
 test-live: .venv/installed-dev
 	$(BIN)/python -m pytest -m live
 
+# Spark, which needs Java 17, and Ray: annotate-corpus with them, one test after the other
+test-engines: .venv/installed-engines
+	$(BIN)/python -m pytest -m engines
+
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,6 +90,11 @@ check: .venv/installed-dev
 
 .venv/installed-synthesize: .venv/installed requirements-synthesize.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-synthesize.txt --constraint constraints.txt
+	touch $@
+
+.venv/installed-engines: .venv/installed-dev requirements-spark.txt requirements-ray.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-spark.txt --constraint constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-ray.txt --constraint constraints.txt
 	touch $@
 
 .venv-peers/installed: requirements-peers.txt constraints-peers.txt

@@ -21,6 +21,7 @@ from common import shards
 from common.errors import StepError
 from common.filesystems import FileSystemError
 from common.shards import Columns, File, Piece, Row, find_files, pack, read_rows, survey
+from tests.hub import Hub, connected
 from tests.store import Store, refuse
 
 PLAIN = Columns()
@@ -57,6 +58,20 @@ def test_files_are_found_in_folders_by_patterns_and_by_urls(tmp_path: Path) -> N
     assert find_files(f"{tmp_path}/a/**, {tmp_path}/a")[1] == ["b/c.odt"], "each once"
     files, others = find_files(str(tmp_path), target=f"{tmp_path}/a/b")
     assert [file.name for file in files] == ["a/1.txt", "d/3.csv"] and not others
+
+
+def test_a_data_set_on_the_hub_is_read_as_a_folder_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "main/data").mkdir(parents=True)
+    write_table(tmp_path / "main/data/train.parquet", text=TEXTS)
+    (tmp_path / "main/licence.txt").write_text("Take it.")
+    with Hub({"datasets/mira/fog": {"main": tmp_path / "main"}}) as hub, connected(hub, tmp_path / "hub", monkeypatch):
+        files, others = find_files("hub:mira/fog@main")
+        known = len(hub.requests)
+        rows = read(files)
+        assert len(hub.requests) == known, "it is fetched once"
+    assert [row.text for row in rows] == TEXTS and not others
+    assert [row.id for row in rows] == [f"mira/fog/data/train.parquet#{number}" for number in (1, 2, 3)]
+    assert files[0].size == (tmp_path / "main/data/train.parquet").stat().st_size
 
 
 def test_places_without_a_text_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import io
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -26,17 +28,29 @@ import torch
 from spacy.language import Language
 from spacy.tokens import DocBin
 
+from common import shards
 from common.errors import StepError
 from common.filesystems import FileSystemError
-from common.parts import LAYERS, MANIFEST, RECORDS, Job, Target, load
+from common.parts import BATCH, LAYERS, MANIFEST, RECORDS, Job, Shard, Target, load
 from common.records import read_json, sha256
-from common.shards import Columns
+from common.shards import Columns, Piece
 from common.workers import Tell
 from scripts import annotate_corpus as step
 from scripts.annotate_corpus import Engine, Format, annotate_corpus
 from tests.conftest import ROOT, TEXT, guard, words
 from tests.scripts.fragile import DEADLY, DEADLY_ONCE, ORPHANING, WAITING, drive
 from tests.store import Reply, Store, refuse
+
+# What `make test-engines` runs, which installs them
+CLUSTERS = [pytest.param(engine, marks=pytest.mark.engines) for engine in ("spark", "ray")]
+
+
+def need(engine: str) -> None:
+    """Skip a test whose engine is not installed."""
+    if engine != "local":
+        pytest.importorskip({"spark": "pyspark"}.get(engine, engine))
+    if engine == "spark" and not shutil.which("java"):
+        pytest.skip("Spark needs Java")
 
 
 class Silent(Tell):
@@ -370,6 +384,55 @@ def test_an_upload_that_fails_is_not_taken_for_a_part(texts: Path, pipeline: str
         assert sum(part["documents"] for part in target.read_json(MANIFEST)["parts"]) == 5
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_shows_words_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+
+    def supervise(items: Any, loads: Any, work: Any, ready: Any, advance: Callable[..., object]) -> Iterator[Any]:
+        for amounts in ((2, 4000), (-2, -4000), (2, 5000)):  # a process dies, and its work is done again
+            seconds[0] += 1
+            advance(*amounts)
+        yield {"bad": []}
+
+    monkeypatch.setattr("tqdm.std.time", lambda: seconds[0])
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr(step, "supervise", supervise)
+    job = Job([], Columns(), pyarrow.schema([]), "", "parquet", "")
+    step.annotate(job, [Shard(1, [Piece(0, 0, 2)])], 5, [-1])
+    first, *_, last = terminal.getvalue().split("\r")[1:]
+    assert "3/5" in first and "5/5" in last and "1,667 words/s" in last
+
+
+def test_memory_does_not_grow_with_a_shard(
+    pipeline: str, nlp: Language, alone: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are the documents of one batch, and the next one is read when they are written."""
+    tokenizer: Any = nlp.tokenizer
+    alive = weakref.WeakSet[Any]()
+    taken, most = [0], [0]
+
+    def tokenize(text: str) -> Any:
+        doc = tokenizer(text)
+        alive.add(doc)
+        most[:] = [max(most[0], len(alive), taken[0] - int(text))]
+        return doc
+
+    def read_rows(*arguments: Any) -> Iterator[Any]:
+        for row in shards.read_rows(*arguments):
+            taken[0] += 1
+            yield row
+
+    monkeypatch.setattr(nlp, "tokenizer", tokenize)
+    monkeypatch.setattr("common.parts.read_rows", read_rows)
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{number}"}}\n' for number in range(3 * BATCH)))
+    annotate_corpus(str(tmp_path / "a.jsonl"), str(tmp_path / "out"), pipeline)
+    assert taken == [3 * BATCH] and BATCH <= most[0] <= BATCH + 1
+
+
 def test_memory_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
     step.check_memory(2, 1000)
     assert "2 processes take 0.0 GB" in words(capsys.readouterr().out)
@@ -380,15 +443,28 @@ def test_memory_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_processes_and_commands_lose_and_double_nothing(pipeline: str, tmp_path: Path) -> None:
-    """A text kills each process that reads it, another one once, and the command is killed while a third is read."""
-    folder = tmp_path / "texts"
+@pytest.mark.parametrize("engine", ["local", *CLUSTERS])
+def test_killed_processes_and_commands_lose_double_and_change_nothing(
+    engine: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text kills each process that reads it, another one once, a third the worker of the cluster that supervises it.
+
+    Then the command is killed while a fourth is read, and goes on. The parts have the bytes, scores too, of those that
+    one process makes.
+    """
+    need(engine)
+    monkeypatch.setenv("BERT_NER_DTYPE", "float32")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    folder, target, other = (tmp_path / name for name in ("texts", "out", "alone"))
     folder.mkdir()
-    found = ["Turku .", "Mira Solberg left .", DEADLY_ONCE, "Oslo", "Turku", DEADLY, "Norrvik Steel", "Peru"]
-    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in [*found, WAITING, "Kenya"]))
-    target = tmp_path / "out"
+    found = ["Turku .", "Mira Solberg left .", "Oslo", DEADLY_ONCE, "Turku", DEADLY, ORPHANING, "Norrvik Steel"]
+    found += [WAITING, "Kenya", "Peru", "Malta", "Kenya beat Peru .", "Mira left"]
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in found))
+    if engine == "local":  # where the command itself supervises
+        (folder / f".{ORPHANING}").touch()
+    arguments = (str(folder), str(target), str(trained), 2, engine)
     context = multiprocessing.get_context("spawn")
-    driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, 2))
+    driver = context.Process(target=drive, args=arguments)
     driver.start()
     while len(list((target / RECORDS).glob("part-*.json"))) < 4:
         assert driver.is_alive()
@@ -396,21 +472,28 @@ def test_killed_processes_and_commands_lose_and_double_nothing(pipeline: str, tm
     processes = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.join()
-    before = {path: path.stat().st_mtime_ns for path in target.glob("part-*")}
     assert not (target / MANIFEST).exists()
     (folder / ".go").touch()
     assert not psutil.wait_procs(processes, guard(20))[1], "they end with the command"
     (target / RECORDS / "part-000004.json").unlink(missing_ok=True)  # the last process may have finished its part
-    driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, 2))
-    driver.start()
-    driver.join(guard(60))
-    assert driver.exitcode == 0
-    assert all(path.stat().st_mtime_ns == when for path, when in before.items() if path.name < "part-000004")
+    done = [target / f"{record.stem}.parquet" for record in (target / RECORDS).glob("part-*.json")]
+    before = {path: path.stat().st_mtime_ns for path in done}
+    for again in (arguments, (str(folder), str(other), str(trained), 1)):
+        driver = context.Process(target=drive, args=again)
+        driver.start()
+        driver.join(guard(120))
+        assert driver.exitcode == 0
+    assert len(before) >= 4 and all(path.stat().st_mtime_ns == when for path, when in before.items())
     rows = read(target)
-    ids = [f"a.jsonl#{number}" for number in range(1, 11) if number != 6]
-    assert [row["id"] for row in rows] == ids and [row["text"] for row in rows][5] == "Norrvik Steel"
-    (bad,) = read_json(target / MANIFEST)["bad"]
+    assert [row["id"] for row in rows] == [f"a.jsonl#{number}" for number in range(1, 15) if number != 6]
+    assert [row["text"] for row in rows] == [text for text in found if text != DEADLY] and any(names(rows))
+    assert len(list(folder.glob(".a text*"))) == 2, "both have killed"
+    manifest = read_json(target / MANIFEST)
+    (bad,) = manifest["bad"]
     assert bad["id"] == "a.jsonl#6" and "kills the process" in bad["problem"]
+    assert manifest == read_json(other / MANIFEST)
+    for part in manifest["parts"]:
+        assert sha256(target / part["part"]) == sha256(other / part["part"])
 
 
 @pytest.mark.slow
@@ -476,37 +559,12 @@ def test_parts_have_the_same_bytes_however_many_processes_make_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cluster", "package"), [("spark", "pyspark"), ("ray", "ray")])
-def test_a_cluster_makes_the_same_parts_though_a_worker_is_killed(
-    cluster: str, package: str, pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On this machine, with two tasks. A text once kills the process that reads it, another one the engine's worker."""
-    pytest.importorskip(package)
-    if cluster == "spark" and not shutil.which("java"):
-        pytest.skip("Spark needs Java")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    found = ["Turku .", "Mira Solberg left .", "Oslo", DEADLY_ONCE, "Turku", ORPHANING, "Norrvik Steel", "Peru"]
-    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in found))
-    context = multiprocessing.get_context("spawn")
-    for engine in (cluster, "local"):
-        target = tmp_path / engine
-        driver = context.Process(target=drive, args=(str(folder), str(target), pipeline, 2, engine))
-        driver.start()
-        driver.join(guard(120))
-        assert driver.exitcode == 0
-        assert [row["text"] for row in read(target)] == found
-    assert len(list(folder.glob(".*"))) == 2, "both have killed"
-    assert read_json(tmp_path / cluster / MANIFEST) == read_json(tmp_path / "local" / MANIFEST)
-    for path in (tmp_path / cluster).glob("part-*"):
-        assert sha256(path) == sha256(tmp_path / "local" / path.name)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "processes", "gpus", "seen"),
-    [("local", 0, "0,1", ("0-of-all", "1-of-all")), ("ray", 3, "all", ("0-of-0", "0-of-1"))],
+    [
+        ("local", 0, "0,1", ("0-of-all", "1-of-all")),
+        pytest.param("ray", 3, "all", ("0-of-0", "0-of-1"), marks=pytest.mark.engines),
+    ],
 )
 def test_each_process_has_a_gpu_of_its_own_and_a_slow_one_holds_nobody_up(
     engine: str,
@@ -518,8 +576,7 @@ def test_each_process_has_a_gpu_of_its_own_and_a_slow_one_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One document waits until all others are done. Ray has a GPU fewer than actors, and believes in GPUs unseen."""
-    if engine == "ray":
-        pytest.importorskip("ray")
+    need(engine)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     folder, target = tmp_path / "texts", tmp_path / "out"
@@ -542,11 +599,10 @@ def test_each_process_has_a_gpu_of_its_own_and_a_slow_one_holds_nobody_up(
 
 
 @pytest.mark.slow
+@pytest.mark.engines
 def test_spark_submit_decides_where_tasks_run_and_gives_each_a_gpu(pipeline: str, tmp_path: Path) -> None:
     """A cluster of two workers, both of which a script says to have a GPU of their own."""
-    pyspark = pytest.importorskip("pyspark")
-    if not shutil.which("java"):
-        pytest.skip("Spark needs Java")
+    need("spark")
     folder, target = tmp_path / "texts", tmp_path / "out"
     folder.mkdir()
     found = ["Turku .", "Mira Solberg left .", "Oslo", "Turku"]
@@ -563,7 +619,8 @@ def test_spark_submit_decides_where_tasks_run_and_gives_each_a_gpu(pipeline: str
         "spark.task.resource.gpu.amount": "1",
         "spark.ui.enabled": "false",
     }
-    command = [str(Path(pyspark.__file__).parent / "bin/spark-submit"), "--master", "local-cluster[1,2,1024]"]
+    pyspark = Path(importlib.import_module("pyspark").__path__[0])
+    command = [str(pyspark / "bin/spark-submit"), "--master", "local-cluster[1,2,1024]"]
     command += [part for name, value in options.items() for part in ("--conf", f"{name}={value}")]
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run([*command, str(program)], cwd=ROOT, env=os.environ | environment, timeout=guard(120))
